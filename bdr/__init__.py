@@ -1,0 +1,1 @@
+"""bdr: a database-backed catalog of binary data for workflow engines."""

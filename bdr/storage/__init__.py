@@ -1,0 +1,1 @@
+"""All OpenDAL; knows no SQL."""
