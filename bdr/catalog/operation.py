@@ -1,0 +1,259 @@
+"""Operation records: what was stored, read, deleted and reaped, by whom, and how it ended.
+
+Statistics are the totals plus the records still there. A total is only written when records are pruned, in the
+statement that prunes them, so nothing is counted twice or lost.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Date,
+    Index,
+    Interval,
+    Text,
+    Uuid,
+    bindparam,
+    cast,
+    delete,
+    func,
+    literal_column,
+    null,
+    select,
+    text,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment
+
+RUNNING: Final = "running"
+SUCCEEDED: Final = "succeeded"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+
+
+class Operation(Base):
+    """One operation of one engine."""
+
+    __tablename__ = "operation"
+    __table_args__ = (
+        CheckConstraint("status IN ('running', 'succeeded', 'failed', 'cancelled')", name="status"),
+        CheckConstraint("(status = 'running') = (finished_at IS NULL)", name="finished"),
+        CheckConstraint("total_bytes >= 0", name="total_bytes"),
+        CheckConstraint("processed_bytes >= 0", name="processed_bytes"),
+        Index("ix_operation_started_at", "started_at"),
+        Index("ix_operation_running", "instance_id", postgresql_where=text("status = 'running'")),
+        {"comment": "One row for each store, delete and reap, and each retrieve that reached a storage."}
+        | HOT_FILLFACTOR,
+    )
+
+    operation_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, comment="The caller's, or a new UUIDv7.")
+    operation_type: Mapped[str] = mapped_column(Text, comment="store, retrieve, delete, cleanup, reap or reap_pass.")
+    file_key: Mapped[str | None] = mapped_column(Text, comment="The reference it was about, when there was one.")
+    namespace: Mapped[str | None] = mapped_column(Text, comment="That reference's namespace.")
+    instance_id: Mapped[uuid.UUID] = mapped_column(Uuid, comment="The engine that did it.")
+    total_bytes: Mapped[int | None] = mapped_column(BigInteger, comment="Bytes to process; null is unknown.")
+    processed_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"), comment="Bytes so far.")
+    status: Mapped[str] = mapped_column(Text, comment="running (for what takes long), succeeded, failed, cancelled.")
+    error: Mapped[str | None] = mapped_column(Text, comment="Why it failed.")
+    detail: Mapped[dict[str, Any] | None] = mapped_column(JSONB, comment="More, such as the rule of a reap.")
+    started_at: Mapped[Moment] = mapped_column(comment="When it began.")
+    updated_at: Mapped[Moment] = mapped_column(comment="When this row was last written.")
+    finished_at: Mapped[Moment | None] = mapped_column(comment="When it ended; null while it runs.")
+
+
+class OperationTotal(Base):
+    """What pruned records amounted to."""
+
+    __tablename__ = "operation_total"
+    __table_args__ = {"comment": "Sums of the operation records that were pruned."}  # noqa: RUF012 - SQLAlchemy reads it as is
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True, comment="UTC day on which the operations began.")
+    instance_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, comment="The engine that did them.")
+    operation_type: Mapped[str] = mapped_column(Text, primary_key=True, comment="As in operation.")
+    status: Mapped[str] = mapped_column(Text, primary_key=True, comment="As in operation; never running.")
+    operations: Mapped[int] = mapped_column(BigInteger, comment="How many.")
+    bytes: Mapped[int] = mapped_column(BigInteger, comment="Bytes they processed.")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation to write down; `elapsed` since it began, for only the database's clock gives moments."""
+
+    operation_id: uuid.UUID
+    operation_type: str
+    instance_id: uuid.UUID
+    status: str
+    elapsed: timedelta = timedelta(0)
+    file_key: str | None = None
+    namespace: str | None = None
+    total_bytes: int | None = None
+    processed_bytes: int = 0
+    error: str | None = None
+    detail: dict[str, Any] | None = field(default=None)
+
+
+_NOW = func.clock_timestamp()
+_INSERT = insert(Operation).values(started_at=_NOW - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
+_ENDED = _INSERT.values(finished_at=_NOW)
+
+
+def _upsert(statement: Any) -> Any:
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=[Operation.operation_id],
+        set_={
+            "status": new.status,
+            "processed_bytes": new.processed_bytes,
+            "total_bytes": new.total_bytes,
+            "file_key": func.coalesce(new.file_key, Operation.file_key),
+            "error": new.error,
+            "detail": new.detail,
+            "updated_at": new.updated_at,
+            "finished_at": new.finished_at,
+        },
+        # An id that somebody else used, or whose operation has ended, is not ours to write.
+        where=(Operation.status == RUNNING) & (Operation.instance_id == new.instance_id),
+    )
+
+
+WRITE_ENDED = _upsert(_ENDED)
+WRITE_RUNNING = _upsert(_INSERT.values(finished_at=null()))
+
+_LOST = (
+    select(Operation.operation_id)
+    .where(Operation.status == literal_column("'running'"), Operation.instance_id == func.any(bindparam("instances")))
+    .order_by(Operation.operation_id)
+    .with_for_update(skip_locked=True)
+    .cte("lost")
+)
+FAIL_LOST = (
+    update(Operation)
+    .where(Operation.operation_id == _LOST.c.operation_id)
+    .values(status=FAILED, error="its engine stopped without finishing it", updated_at=_NOW, finished_at=_NOW)
+    .returning(Operation.operation_id)
+)
+
+
+def _prune(condition: Any) -> Any:
+    old = select(Operation.operation_id).where(Operation.status != literal_column("'running'"), condition)
+    old = old.order_by(Operation.started_at).limit(bindparam("batch")).with_for_update(skip_locked=True)
+    pruned = (
+        delete(Operation)
+        .where(Operation.operation_id.in_(old))
+        .returning(
+            cast(func.timezone("UTC", Operation.started_at), Date).label("day"),
+            Operation.instance_id,
+            Operation.operation_type,
+            Operation.status,
+            Operation.processed_bytes,
+        )
+        .cte("pruned")
+    )
+    groups = [pruned.c.day, pruned.c.instance_id, pruned.c.operation_type, pruned.c.status]
+    # In key order: two engines that prune at once lock the same totals in the same order.
+    sums = (
+        select(*groups, func.count().label("operations"), func.sum(pruned.c.processed_bytes).label("bytes"))
+        .group_by(*groups)
+        .order_by(*groups)
+    )
+    add = insert(OperationTotal).from_select([*OperationTotal.__table__.c.keys()], sums)
+    added: Any = add.on_conflict_do_update(
+        index_elements=["day", "instance_id", "operation_type", "status"],
+        set_={
+            "operations": OperationTotal.operations + add.excluded.operations,
+            "bytes": OperationTotal.bytes + add.excluded.bytes,
+        },
+    ).returning(literal_column("1"))
+    written = added.cte("written")
+    return select(
+        select(func.count()).select_from(pruned).scalar_subquery(),
+        select(func.count()).select_from(written).scalar_subquery(),
+    )
+
+
+PRUNE_OLD = _prune(Operation.started_at < func.now() - bindparam("age", type_=Interval()))
+PRUNE_BUT_NEWEST = _prune(
+    Operation.started_at
+    <= select(Operation.started_at)
+    .where(Operation.status != literal_column("'running'"))
+    .order_by(Operation.started_at.desc())
+    .offset(bindparam("keep"))
+    .limit(1)
+    .scalar_subquery()
+)
+
+_BOTH = union_all(
+    select(Operation.status, func.count().label("n"), func.sum(Operation.processed_bytes).label("b")).group_by(
+        Operation.status
+    ),
+    select(OperationTotal.status, func.sum(OperationTotal.operations), func.sum(OperationTotal.bytes)).group_by(
+        OperationTotal.status
+    ),
+).subquery()
+# One statement, so one snapshot: a prune between two of them would be counted twice or not at all.
+TOTALS = select(_BOTH.c.status, cast(func.sum(_BOTH.c.n), BigInteger), cast(func.sum(_BOTH.c.b), BigInteger)).group_by(
+    _BOTH.c.status
+)
+
+
+_RECORD = select(
+    *Operation.__table__.c, (func.coalesce(Operation.finished_at, _NOW) - Operation.started_at).label("elapsed")
+)
+
+
+def _parameters(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in Record.__slots__}
+
+
+async def write_ended(connection: AsyncConnection, records: Sequence[Record]) -> None:
+    """Write records of operations that have ended, over their `running` rows where there are any."""
+    if records:
+        await connection.execute(WRITE_ENDED, [_parameters(record) for record in records])
+
+
+async def write_running(connection: AsyncConnection, records: Sequence[Record]) -> None:
+    """Write how far operations are that take long; in id order, so that two writers cannot deadlock."""
+    if records:
+        ordered = sorted(records, key=lambda record: record.operation_id)
+        await connection.execute(WRITE_RUNNING, [_parameters(record) for record in ordered])
+
+
+async def fail_lost(connection: AsyncConnection, instances: Sequence[uuid.UUID]) -> int:
+    """Fail the running operations of instances that are no more."""
+    return len((await connection.execute(FAIL_LOST, {"instances": list(instances)})).all())
+
+
+async def prune_old(connection: AsyncConnection, age: timedelta, batch: int) -> int:
+    """Move at most `batch` records that began longer than `age` ago into the totals."""
+    return int((await connection.execute(PRUNE_OLD, {"age": age, "batch": batch})).scalar_one())
+
+
+async def prune_but_newest(connection: AsyncConnection, keep: int, batch: int) -> int:
+    """Move at most `batch` of the ended records into the totals, all but the newest `keep`."""
+    return int((await connection.execute(PRUNE_BUT_NEWEST, {"keep": keep, "batch": batch})).scalar_one())
+
+
+async def totals(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
+    """Count and bytes of all operations ever, by status."""
+    return {status: (count, size) for status, count, size in await connection.execute(TOTALS)}
+
+
+async def find(connection: AsyncConnection, operation_id: uuid.UUID) -> AnyRow | None:
+    """One record with the time it has taken so far, on the database's clock."""
+    return (await connection.execute(_RECORD.where(Operation.operation_id == operation_id))).one_or_none()
+
+
+async def latest(connection: AsyncConnection, batch: int, *, running: bool = False) -> Sequence[AnyRow]:
+    """The newest records, or only those still running."""
+    query = _RECORD.where(Operation.status == literal_column("'running'")) if running else _RECORD
+    return (await connection.execute(query.order_by(Operation.started_at.desc()).limit(batch))).all()

@@ -1,0 +1,289 @@
+"""The table of references: rows, retention, and the statements that create, find and delete them.
+
+Who locks first, everywhere: reference rows in key order, then blob rows in id order. A reaper never waits for either
+(SKIP LOCKED), so no circle of waiting can form. Counting stands in `bdr.catalog.count`.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Computed,
+    ForeignKeyConstraint,
+    Index,
+    Interval,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, in_order
+from bdr.catalog.blob import DELETING, LIVE, Blob
+
+# `timestamptz + interval` depends on the session's time zone, so a generated column may not use it; a sum made in UTC
+# does not.
+EXPIRES_AT = (
+    "CASE WHEN pinned THEN NULL ELSE least("
+    "(created_at AT TIME ZONE 'UTC' + max_retention) AT TIME ZONE 'UTC', "
+    "CASE WHEN ref_count = 0 THEN (last_access_at AT TIME ZONE 'UTC' + zero_ref_retention) AT TIME ZONE 'UTC' END"
+    ") END"
+)
+_RETENTION = "BETWEEN interval '0' AND interval '1000 years'"
+
+
+class Reference(Base):
+    """What a file key stands for: a file's description, its count and its retention; several may share a blob."""
+
+    __tablename__ = "binary_data_reference"
+    __table_args__ = (
+        # A plain foreign key on blob_id would let an insert revive a blob that has just been turned to `deleting`.
+        ForeignKeyConstraint(["blob_id", "blob_state"], ["bdr.blob.blob_id", "bdr.blob.state"]),
+        CheckConstraint("file_key ~ '^[0-9A-Za-z._-]{1,128}$'", name="file_key"),
+        CheckConstraint("file_size >= 0", name="file_size"),
+        CheckConstraint("ref_count >= 0", name="ref_count"),
+        CheckConstraint(f"zero_ref_retention {_RETENTION}", name="zero_ref_retention"),
+        CheckConstraint(f"max_retention {_RETENTION}", name="max_retention"),
+        CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
+        Index("ix_binary_data_reference_blob_id", "blob_id"),
+        Index("ix_binary_data_reference_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        {"comment": "One row for each BinaryDataReference that can be read."} | HOT_FILLFACTOR,
+    )
+
+    file_key: Mapped[str] = mapped_column(
+        Text(collation="C"), primary_key=True, comment="What nodes pass around; sorts by the time it was made."
+    )
+    blob_id: Mapped[uuid.UUID] = mapped_column(Uuid, comment="The blob that holds the bytes; several may share it.")
+    blob_state: Mapped[str] = mapped_column(
+        Text, Computed("'live'", persisted=True), comment="Always live: only live blobs can be referenced."
+    )
+    namespace: Mapped[str] = mapped_column(
+        Text, server_default=text("'default'"), comment="What audits group by first, such as a tenant."
+    )
+    mime_kind: Mapped[str] = mapped_column(Text, comment="MIME type.")
+    file_size: Mapped[int] = mapped_column(BigInteger, comment="Bytes.")
+    file_name: Mapped[str | None] = mapped_column(Text, comment="The file's own name, for people.")
+    file_kind: Mapped[str | None] = mapped_column(
+        Text, comment="text, json, image, video, audio, pdf, html, excel, word, ppt, or null."
+    )
+    file_extension: Mapped[str | None] = mapped_column(Text, comment="Extension of the file's name, without the dot.")
+    directory: Mapped[str | None] = mapped_column(Text, comment="What stood before the file's name.")
+    last_modified: Mapped[Moment | None] = mapped_column(comment="When the file was last changed, as the caller said.")
+    labels: Mapped[dict[str, Any]] = mapped_column(
+        JSONB, server_default=text("'{}'"), comment="Workflow, execution, node, port: what else audits group by."
+    )
+    ref_count: Mapped[int] = mapped_column(BigInteger, comment="Registrations (the store is one) minus releases.")
+    pinned: Mapped[bool] = mapped_column(Boolean, server_default=text("false"), comment="Never expires while true.")
+    created_at: Mapped[Moment] = mapped_column(server_default=func.now(), comment="When it was stored.")
+    last_access_at: Mapped[Moment] = mapped_column(
+        server_default=func.now(), comment="Last registration, release or read; reads may be noted a minute late."
+    )
+    zero_ref_retention: Mapped[timedelta | None] = mapped_column(
+        Interval, comment="Kept this long after the last access while ref_count is 0; null is for ever."
+    )
+    max_retention: Mapped[timedelta | None] = mapped_column(
+        Interval, comment="Kept this long after created_at whatever the count; null is for ever."
+    )
+    expires_at: Mapped[Moment | None] = mapped_column(
+        Computed(EXPIRES_AT, persisted=True), comment="From then on a reaper may delete it; null is never."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the bytes of a reference lie, and what they must be."""
+
+    blob_id: uuid.UUID
+    storage_name: str
+    object_path: str
+    size: int
+    checksum: bytes
+    ref_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedReference:
+    """A reference that a statement deleted; `blob_id` may still serve others."""
+
+    file_key: str
+    blob_id: uuid.UUID
+    namespace: str
+    file_size: int
+    rule: str
+
+
+RESOLVE = (
+    select(
+        Reference.file_key,
+        Blob.blob_id,
+        Blob.storage_name,
+        Blob.object_path,
+        Blob.size,
+        Blob.checksum,
+        Reference.ref_count,
+    )
+    .join_from(Reference, Blob, Reference.blob_id == Blob.blob_id)
+    .where(Reference.file_key == func.any(bindparam("keys")))
+)
+_DETAILS = select(*Reference.__table__.c, Blob.storage_name, Blob.object_path, Blob.checksum).join_from(
+    Reference, Blob, Reference.blob_id == Blob.blob_id
+)
+DETAILS = _DETAILS.where(Reference.file_key == func.any(bindparam("keys")))
+PAGE = (
+    _DETAILS.where(Reference.file_key < bindparam("before", type_=Text()))
+    .order_by(Reference.file_key.desc())
+    .limit(bindparam("batch"))
+)
+
+_RULE = case(
+    ((Reference.max_retention == timedelta(0)), "deleted"),
+    (
+        func.timezone("UTC", func.timezone("UTC", Reference.created_at) + Reference.max_retention) <= func.now(),
+        "max_retention",
+    ),
+    else_="zero_ref_retention",
+).label("rule")
+CLAIM_EXPIRED = (
+    select(Reference.file_key, Reference.blob_id, Reference.namespace, Reference.file_size, _RULE)
+    .join_from(Reference, Blob, Reference.blob_id == Blob.blob_id)
+    .where(Reference.expires_at <= func.now(), Blob.storage_name == bindparam("storage"))
+    .order_by(Reference.expires_at)
+    .limit(bindparam("batch"))
+    .with_for_update(skip_locked=True, of=[Reference, Blob])
+)
+LOCK_REFERENCES = (
+    select(
+        Reference.file_key,
+        Reference.blob_id,
+        Reference.namespace,
+        Reference.file_size,
+        Reference.ref_count,
+        Reference.pinned,
+    )
+    .where(Reference.file_key == func.any(bindparam("keys")))
+    .order_by(Reference.file_key)
+    .with_for_update()
+)
+LOCK_BLOBS = (
+    select(Blob.blob_id).where(Blob.blob_id == func.any(bindparam("blob_ids"))).order_by(Blob.blob_id).with_for_update()
+)
+DELETE = delete(Reference).where(Reference.file_key == func.any(bindparam("keys")))
+ORPHAN_BLOBS = (
+    update(Blob)
+    .where(
+        Blob.blob_id == func.any(bindparam("blob_ids")),
+        Blob.state == LIVE,
+        ~exists().where(Reference.blob_id == Blob.blob_id).correlate(Blob),
+    )
+    .values(
+        state=DELETING,
+        attempts=bindparam("begun", type_=BigInteger()),
+        next_attempt_at=func.now() + bindparam("lease", type_=Interval()),
+    )
+    .returning(Blob.blob_id, Blob.storage_name, Blob.object_path, Blob.attempts, Blob.size)
+)
+
+
+async def create(connection: AsyncConnection, row: dict[str, Any]) -> None:
+    """Insert a reference with count 1; its blob must be live by then, or the foreign key refuses it."""
+    await connection.execute(insert(Reference).values(ref_count=1), row)
+
+
+async def resolve(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Location]:
+    """Where the bytes of each key lie; keys without a reference are left out."""
+    found = await connection.execute(RESOLVE, {"keys": in_order(keys)})
+    return {
+        row.file_key: Location(row.blob_id, row.storage_name, row.object_path, row.size, row.checksum, row.ref_count)
+        for row in found
+    }
+
+
+async def details(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, AnyRow]:
+    """Whole rows, with the blob's storage, path and checksum; keys without a reference are left out."""
+    found = await connection.execute(DETAILS, {"keys": in_order(keys)})
+    return {row.file_key: row for row in found}
+
+
+async def page(
+    connection: AsyncConnection, before: str | None, batch: int, namespace: str | None = None
+) -> Sequence[AnyRow]:
+    """The newest references before a key (from the newest when None), at most `batch`."""
+    query = PAGE if namespace is None else PAGE.where(Reference.namespace == namespace)
+    # '~' sorts after every character that a key may have.
+    return (await connection.execute(query, {"before": before or "~", "batch": batch})).all()
+
+
+async def exists_with(connection: AsyncConnection, key: str, blob_id: uuid.UUID) -> bool:
+    """Whether this very reference is there: the answer to a commit whose own answer was lost."""
+    found = await connection.scalar(
+        select(Reference.blob_id).where(Reference.file_key == key, Reference.blob_id == blob_id)
+    )
+    return found is not None
+
+
+async def claim_expired(connection: AsyncConnection, storage: str, batch: int) -> list[DeletedReference]:
+    """Delete expired references of one storage and turn blobs left without any to `deleting`, due at once.
+
+    READ COMMITTED, three statements. The claim locks the reference and its blob, or takes neither:
+
+    - a register, release or touch that is first holds the reference's lock: the claim skips it. When the claim is
+      first they wait, then find no row.
+    - an insert of another reference to the same blob holds the blob's KEY SHARE lock until it commits: the claim skips
+      the blob. When the claim is first the insert waits, then fails, for the blob is not live any more.
+    - a delete of the blob's other reference holds the blob's lock too, so of two that go at once one is second, and
+      its last statement, whose snapshot is newer than the lock, sees that none is left. One combined statement would
+      still see the other's row, and the blob would stay live for ever.
+    """
+    found = await connection.execute(CLAIM_EXPIRED, {"storage": storage, "batch": batch})
+    expired = [DeletedReference(*row) for row in found]
+    if expired:
+        await connection.execute(DELETE, {"keys": [one.file_key for one in expired]})
+        blob_ids = list({one.blob_id for one in expired})
+        await connection.execute(ORPHAN_BLOBS, {"blob_ids": blob_ids, "begun": 0, "lease": timedelta(0)})
+    return expired
+
+
+async def lock(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, AnyRow]:
+    """Lock references in key order and read their counts as they are now."""
+    found = await connection.execute(LOCK_REFERENCES, {"keys": in_order(keys)})
+    return {row.file_key: row for row in found}
+
+
+async def remove(connection: AsyncConnection, locked: Sequence[AnyRow], lease: timedelta) -> Sequence[AnyRow]:
+    """Delete references locked by `lock`; gives back their blobs left without any, claimed for `lease`.
+
+    The blobs are locked after the references and before the delete, for the reasons given at `claim_expired`.
+    """
+    blob_ids = sorted({row.blob_id for row in locked})
+    await connection.execute(LOCK_BLOBS, {"blob_ids": blob_ids})
+    await connection.execute(DELETE, {"keys": [row.file_key for row in locked]})
+    orphaned = await connection.execute(ORPHAN_BLOBS, {"blob_ids": blob_ids, "begun": 1, "lease": lease})
+    return orphaned.all()
+
+
+async def expire_now(connection: AsyncConnection, keys: Sequence[str], *, whatever_the_count: bool) -> None:
+    """Leave references to the reaper: nothing else may be done inside a caller's transaction, it may roll back.
+
+    With `whatever_the_count` the count goes to zero and the longest life to nothing, so a later registration does not
+    save it; otherwise only the life after the last release does, and a registration does save it.
+    """
+    ended: dict[str, Any] = {"zero_ref_retention": timedelta(0)}
+    if whatever_the_count:
+        ended |= {"ref_count": 0, "max_retention": timedelta(0), "pinned": False}
+    await connection.execute(update(Reference).where(Reference.file_key.in_(in_order(keys))).values(ended))
