@@ -34,13 +34,16 @@ class Base(DeclarativeBase):
 
 
 def asked_for(name: str, **columns: TypeEngine[Any]) -> FromClause:
-    """A derived table of the items of one call: an array parameter per column, named as the column."""
-    arrays = [bindparam(column, type_=ARRAY(kind)) for column, kind in columns.items()]
+    """A derived table of the items of one call, from an array parameter per column: `asked_` and the column's name.
+
+    Not the bare name: SQLAlchemy takes a parameter that is called as a column for a value to set.
+    """
+    arrays = [bindparam(f"asked_{column}", type_=ARRAY(kind)) for column, kind in columns.items()]
     return func.unnest(*arrays).table_valued(*columns, name=name).render_derived(name=name)
 
 
 def asked_keys(name: str = "asked") -> FromClause:
-    """A derived table of the file keys of one call, from the array parameter `file_key`."""
+    """A derived table of the file keys of one call, from the array parameter `asked_file_key`."""
     return asked_for(name, file_key=Text())
 
 

@@ -120,6 +120,10 @@ def _after(name: str) -> Any:
     return func.now() + bindparam(name, type_=Interval())
 
 
+def _times(interval: Any, factor: Any) -> Any:
+    return interval.op("*", return_type=Interval())(factor)
+
+
 def _row(reservation: Reservation) -> Mapping[str, Any]:
     return {
         "blob_id": reservation.blob_id,
@@ -208,10 +212,12 @@ _CLAIMED = (
     .cte("claimed")
 )
 _EXHAUSTED = Blob.attempts >= bindparam("max_attempts", type_=BigInteger())
-_BACKOFF = func.least(
-    bindparam("backoff", type_=Interval()) * func.power(2, func.least(Blob.attempts - 1, 30)),
-    bindparam("backoff_max", type_=Interval()),
-) * (0.75 + func.random() / 4)
+_DOUBLED = func.power(2, func.least(Blob.attempts - 1, 30))
+_JITTER = 0.75 + func.random() / 4
+_BACKOFF = _times(
+    func.least(_times(bindparam("backoff", type_=Interval()), _DOUBLED), bindparam("backoff_max", type_=Interval())),
+    _JITTER,
+)
 POSTPONE = (
     update(Blob)
     .where(Blob.blob_id == _CLAIMED.c.blob_id)
@@ -299,9 +305,9 @@ async def finish(connection: AsyncConnection, blob_ids: Sequence[uuid.UUID]) -> 
 
 def _failures(failed: Sequence[FailedDelete]) -> dict[str, Any]:
     return {
-        "blob_id": [one.blob.blob_id for one in failed],
-        "attempts": [one.blob.attempts for one in failed],
-        "error": [one.error for one in failed],
+        "asked_blob_id": [one.blob.blob_id for one in failed],
+        "asked_attempts": [one.blob.attempts for one in failed],
+        "asked_error": [one.error for one in failed],
     }
 
 

@@ -96,7 +96,7 @@ async def _count(connection: AsyncConnection, statement: Any, keys: Sequence[str
     # Summed first: `UPDATE … FROM` applies a key that comes twice only once.
     asked = Counter(keys)
     ordered = sorted(asked)
-    found = await connection.execute(statement, {"file_key": ordered, "n": [asked[key] for key in ordered]})
+    found = await connection.execute(statement, {"asked_file_key": ordered, "asked_n": [asked[key] for key in ordered]})
     return {row.file_key: Counted(row.before, row.after, row.zero_ref_retention) for row in found}
 
 
@@ -112,4 +112,4 @@ async def release(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[s
 
 async def touch(connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
     """Set the access time of `keys` to now; gives back those that others had locked, to be tried again."""
-    return list((await connection.execute(TOUCH, {"file_key": sorted(set(keys))})).scalars())
+    return list((await connection.execute(TOUCH, {"asked_file_key": sorted(set(keys))})).scalars())

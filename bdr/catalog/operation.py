@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -34,11 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment
-
-RUNNING: Final = "running"
-SUCCEEDED: Final = "succeeded"
-FAILED: Final = "failed"
-CANCELLED: Final = "cancelled"
+from bdr.progress import OperationStatus
 
 
 class Operation(Base):
@@ -122,7 +118,7 @@ def _upsert(statement: Any) -> Any:
             "finished_at": new.finished_at,
         },
         # An id that somebody else used, or whose operation has ended, is not ours to write.
-        where=(Operation.status == RUNNING) & (Operation.instance_id == new.instance_id),
+        where=(Operation.status == OperationStatus.RUNNING) & (Operation.instance_id == new.instance_id),
     )
 
 
@@ -139,7 +135,12 @@ _LOST = (
 FAIL_LOST = (
     update(Operation)
     .where(Operation.operation_id == _LOST.c.operation_id)
-    .values(status=FAILED, error="its engine stopped without finishing it", updated_at=_NOW, finished_at=_NOW)
+    .values(
+        status=OperationStatus.FAILED,
+        error="its engine stopped without finishing it",
+        updated_at=_NOW,
+        finished_at=_NOW,
+    )
     .returning(Operation.operation_id)
 )
 

@@ -1,0 +1,275 @@
+"""The seam to PostgreSQL: connections, and transactions whose outcome is known or said to be unknown.
+
+Every driver error becomes one of `bdr.errors` here.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Final, NoReturn, TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction, create_async_engine
+
+from bdr.catalog import url as urls
+from bdr.catalog.translate import is_lost, may_have_happened, translated
+from bdr.errors import CatalogUnavailable, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
+from bdr.settings import DatabaseConfig
+
+__all__ = ["Database", "Work", "as_connection", "translated"]
+
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+log = logging.getLogger(__name__)
+
+# bdr's transactions hold locks; one whose process has stopped in the middle must not hold them for long.
+IDLE_IN_TRANSACTION: Final = timedelta(minutes=1)
+# The server's own time-out comes first; only one that can no longer be heard is given up on this much later.
+UNHEARD: Final = timedelta(seconds=5)
+_FAILED: Final = "bdr_statement_failed"
+
+
+class Database:
+    """A pool of connections to one catalog.
+
+    What ends without an answer is told apart: `transaction` and `write` raise OutcomeUnknown exactly when the server
+    may have committed, and every other error of theirs means that nothing happened.
+    """
+
+    def __init__(self, url: str, *, config: DatabaseConfig, application_name: str = "bdr") -> None:
+        """Check `url`, without connecting; ConfigError says what is wrong with it."""
+        self._url = urls.parse(url, application_name=application_name)
+        self._config = config
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=config.pool_size,
+            max_overflow=0,
+            pool_timeout=config.pool_timeout.total_seconds(),
+        )
+        self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(self._engine.sync_engine, "checkout", _replace_closed)
+        event.listen(self._engine.sync_engine, "handle_error", _remember_failure)
+        event.listen(self._engine.sync_engine, "rollback_savepoint", _forget_failure)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._borrowed = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return self._url.shown
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in autocommit mode, for statements that only read."""
+        with translated(self.shown):
+            async with self._borrow(self._autocommitting) as connection:
+                yield connection
+
+    async def write(self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation") -> T:
+        """Run one statement that commits by itself; gives back what `work` does.
+
+        Errors: OutcomeUnknown when the connection or the caller was lost while the statement was under way.
+        """
+        return await self._detached(self._write, work, _Progress(tuple(keys), what))
+
+    async def transaction(self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation") -> T:
+        """Run `work` between BEGIN and COMMIT at READ COMMITTED; gives back what it does.
+
+        `work` may catch an error of the database only around `begin_nested`.
+        Errors: OutcomeUnknown when the connection was lost during COMMIT, or the caller while it was under way.
+        """
+        return await self._detached(self._transaction, work, _Progress(tuple(keys), what))
+
+    async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
+        """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""
+        self._closed = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), patience.total_seconds())
+        except TimeoutError:
+            log.warning("%d uses of %s were still under way when it was closed.", self._borrowed, self.shown)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._engine.dispose()
+
+    async def _connect(self) -> asyncpg.Connection:
+        limit = self._url.connect_timeout or self._config.connect_timeout
+        connection = await asyncpg.connect(
+            self._url.dsn,
+            timeout=limit.total_seconds(),
+            command_timeout=(self._config.statement_timeout + UNHEARD).total_seconds(),
+            server_settings=dict(self._url.session),
+        )
+        try:
+            await connection.execute(_session_settings(self._config))
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    @asynccontextmanager
+    async def _borrow(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        if self._closed:
+            raise InstanceClosed(f"The connections to {self.shown} are closed.")
+        self._borrowed += 1
+        self._idle.clear()
+        try:
+            async with engine.connect() as connection:
+                yield connection
+        finally:
+            self._borrowed -= 1
+            if not self._borrowed:
+                self._idle.set()
+
+    async def _detached(self, run: Callable[[Work[T], "_Progress"], Awaitable[T]], work: Work[T], at: "_Progress") -> T:
+        # Who is cancelled, and what each then sees. The work runs in a task that the caller's cancellation does not
+        # reach. Caller first: before the work has begun, the task is cancelled too and nothing happens. Work first: it
+        # goes on to its end, and the caller, who cannot wait for that, is told that the outcome is unknown.
+        task = asyncio.ensure_future(_translating(self.shown, run, work, at))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as cancelled:
+            _abandon(task, at, cancelled)
+        return task.result()
+
+    async def _write(self, work: Work[T], at: "_Progress") -> T:
+        async with self._borrow(self._autocommitting) as connection:
+            at.begin()
+            try:
+                return await work(connection)
+            except Exception as error:
+                await _give_up(connection, error)
+                if may_have_happened(error):
+                    raise OutcomeUnknown(at.keys, at.what) from error
+                raise
+
+    async def _transaction(self, work: Work[T], at: "_Progress") -> T:
+        async with self._borrow(self._engine) as connection:
+            at.begin()
+            transaction = await connection.begin()
+            connection.info.pop(_FAILED, None)
+            try:
+                done = await work(connection)
+                _refuse_failed(connection)
+            except Exception as error:
+                # Without a COMMIT the server rolls back, whatever becomes of the connection.
+                await _give_up(connection, error)
+                raise
+            await self._commit(connection, transaction, at)
+            return done
+
+    async def _commit(self, connection: AsyncConnection, transaction: AsyncTransaction, at: "_Progress") -> None:
+        # Once COMMIT is sent there are two orders. Server first: it committed, and the connection is lost before its
+        # answer is read. Connection first: the server never saw COMMIT. Both look the same from here.
+        if _is_closed((await connection.get_raw_connection()).driver_connection):
+            raise CatalogUnavailable(f"The connection to {self.shown} was lost before COMMIT was sent.")
+        try:
+            await transaction.commit()
+        except Exception as error:
+            await _give_up(connection, error)
+            if may_have_happened(error):
+                raise OutcomeUnknown(at.keys, at.what) from error
+            raise
+
+
+class _Progress:
+    """How far a piece of work has come, and for whom."""
+
+    def __init__(self, keys: tuple[str, ...], what: str) -> None:
+        self.keys = keys
+        self.what = what
+        self.begun = False
+        self.abandoned = False
+
+    def begin(self) -> None:
+        # Waiting for a connection can end with one although the wait was cancelled (`asyncio.wait_for` prefers a
+        # result that is there already): the caller is gone, so the work must not start.
+        if self.abandoned:
+            raise asyncio.CancelledError
+        self.begun = True
+
+
+async def _translating(
+    where: str, run: Callable[[Work[T], _Progress], Awaitable[T]], work: Work[T], at: _Progress
+) -> T:
+    with translated(where):
+        return await run(work, at)
+
+
+def _abandon(task: asyncio.Task[Any], at: _Progress, cancelled: asyncio.CancelledError) -> NoReturn:
+    at.abandoned = True
+    task.add_done_callback(_log_abandoned)
+    if not at.begun:
+        task.cancel()
+        raise cancelled
+    if at.keys:
+        raise OutcomeUnknown(at.keys, at.what) from cancelled
+    raise cancelled
+
+
+def _log_abandoned(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.debug("Work whose caller was cancelled failed: %s", error)
+
+
+def _session_settings(config: DatabaseConfig) -> str:
+    limits = {
+        "statement_timeout": config.statement_timeout,
+        "lock_timeout": config.lock_timeout,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
+    }
+    values = {name: f"{int(limit.total_seconds() * 1000)}ms" for name, limit in limits.items()}
+    values |= {"timezone": "UTC", "default_transaction_isolation": "read committed"}
+    # An acknowledged commit must outlive a crash of the server; any setting but `off` waits for the disk.
+    durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    return "".join(f"SET {name} = '{value}'; " for name, value in values.items()) + durable
+
+
+def _is_closed(connection: Any) -> bool:
+    return bool(connection.is_closed())
+
+
+def _replace_closed(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
+    if _is_closed(connection.driver_connection):
+        raise DisconnectionError("the server has closed this connection")
+
+
+def _remember_failure(context: ExceptionContext) -> None:
+    if context.connection is not None and not context.connection.invalidated:
+        context.connection.info[_FAILED] = True
+
+
+def _forget_failure(connection: Connection, _name: str, _context: object) -> None:
+    connection.info.pop(_FAILED, None)
+
+
+def _refuse_failed(connection: AsyncConnection) -> None:
+    # PostgreSQL answers the COMMIT of a failed transaction by rolling back, without an error.
+    if connection.invalidated or _FAILED in connection.info:
+        raise OperationError("A statement of the transaction failed and nobody said so; it was rolled back.")
+
+
+async def _give_up(connection: AsyncConnection, error: Exception) -> None:
+    if is_lost(error) and not connection.closed:
+        await connection.invalidate()
+
+
+async def as_connection(connection: AsyncConnection | AsyncSession) -> AsyncConnection:
+    """The connection of a caller's transaction; InvalidArgument when it is in autocommit mode and has none."""
+    joined = await connection.connection() if isinstance(connection, AsyncSession) else connection
+    raw = await joined.get_raw_connection()
+    if raw.dbapi_connection is None or joined.dialect.detect_autocommit_setting(raw.dbapi_connection):
+        raise InvalidArgument("The connection is in autocommit mode; give one inside a transaction (`engine.begin()`).")
+    return joined

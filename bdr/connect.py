@@ -1,0 +1,162 @@
+"""Puts an engine together, and takes it apart in the right order."""
+
+import hashlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from bdr.catalog import instance
+from bdr.catalog import storage as known_storages
+from bdr.catalog.database import Database
+from bdr.catalog.migrate import require_current, upgrade
+from bdr.catalog.storage import KnownStorage
+from bdr.errors import BinaryStorageError, StorageMismatch, StorageUnavailable
+from bdr.keys import encode, new_id
+from bdr.lifecycle import BinaryDataLifecycleManager
+from bdr.manager.background import Background
+from bdr.manager.engine import Engine
+from bdr.settings import BinaryStorageConfig, LifecycleCleanupConfig, Settings, StorageType, load_settings
+from bdr.storage import OpenDalStorage
+from bdr.storage.protocol import BinaryDataStorage, StorageMarker
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def connect(
+    database_url: str | None = None,
+    storage: BinaryStorageConfig | None = None,
+    lifecycle: LifecycleCleanupConfig | None = None,
+    *,
+    storages: Mapping[str, BinaryStorageConfig] | None = None,
+    settings: Settings | None = None,
+    **more: Any,
+) -> AsyncIterator[BinaryDataLifecycleManager]:
+    """Join the catalog as one engine instance: `async with bdr.connect() as binary`.
+
+    Args:
+        database_url: the catalog's PostgreSQL, as people write it; an embedded one when no setting names any.
+        storage: the only storage, or the default one.
+        lifecycle: retention that is stamped on what this engine stores.
+        storages: several storages by name.
+        settings: all settings at once, as `load_settings` gives them; nothing else is looked at then.
+        more: any other setting by its name, such as `reaper=ReaperConfig(...)`.
+
+    Raises:
+        ConfigError: a setting is wrong, the catalog is not migrated, or a storage is another place than the catalog
+            knows by its name.
+        CatalogUnavailable: the database cannot be reached.
+    """
+    given = {"database_url": database_url, "storage": storage, "lifecycle": lifecycle, "storages": storages} | more
+    settings = settings or load_settings(**{name: value for name, value in given.items() if value is not None})
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings, stack)
+        engine = await _join(settings, database, stack)
+        manager = BinaryDataLifecycleManager(engine)
+        background = Background(manager)
+        background.start()
+        stack.push_async_callback(background.stop)
+        stack.push_async_callback(manager.stop_cleanup_task)
+        yield manager
+        engine.close("This connection to the catalog is closed.")
+
+
+async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:
+    """The catalog's database: the configured one, or the embedded one, which is started and migrated."""
+    embedded = settings.database_url is None
+    if settings.database_url is not None:
+        url = settings.database_url.get_secret_value()
+    else:
+        from bdr.embedded import EmbeddedPostgres
+
+        url = await stack.enter_async_context(EmbeddedPostgres(settings.data_dir / "postgres"))
+    migrate = embedded if settings.migrate_on_start is None else settings.migrate_on_start
+    database = Database(url, config=settings.database, application_name=f"bdr {settings.instance.name}"[:63])
+    stack.push_async_callback(database.close)
+    if migrate:
+        await upgrade(url)
+    await require_current(database)
+    return database
+
+
+async def _join(settings: Settings, database: Database, stack: AsyncExitStack) -> Engine:
+    instance_id = new_id()
+    async with database.reading() as connection:
+        catalog_id = await known_storages.catalog_id(connection)
+    row = {
+        "instance_id": instance_id,
+        "name": settings.instance.name,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "version": version("bdr"),
+    }
+    await database.write(lambda own: instance.start(own, row))
+    memory: list[str] = []
+    stack.push_async_callback(_leave, database, instance_id, memory)
+    configured = settings.storages or {
+        settings.default_storage: BinaryStorageConfig(
+            storage_type=StorageType.FS, root=str(settings.data_dir / "objects")
+        )
+    }
+    opened: dict[str, BinaryDataStorage] = {}
+    engine = Engine(settings, database, catalog_id, instance_id, opened, settings.default_storage)
+    for name, config in configured.items():
+        storage = OpenDalStorage(config, name=name)
+        stack.push_async_callback(storage.close)
+        known = _as_known(name, storage, instance_id)
+        opened[known.name] = storage
+        if known.instance_id is not None:
+            memory.append(known.name)
+        if name == settings.default_storage:
+            engine.default_storage = known.name
+        await _introduce(engine, known, storage)
+    return engine
+
+
+def _as_known(name: str, storage: BinaryDataStorage, instance_id: uuid.UUID) -> KnownStorage:
+    """How the catalog knows the storage; one in memory is another one in each process."""
+    if storage.storage_type != StorageType.MEMORY:
+        return KnownStorage(name, storage.storage_type, storage.location, storage.fingerprint, None, marked=False)
+    own = hashlib.sha256(f"{storage.fingerprint} {instance_id}".encode()).hexdigest()
+    return KnownStorage(
+        f"{name}@{encode(instance_id)}", storage.storage_type, storage.location, own, instance_id, marked=False
+    )
+
+
+async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStorage) -> None:
+    """Agree with the catalog on what the storage's name means, and see that the storage agrees too."""
+    rows = await engine.database.transaction(lambda connection: known_storages.introduce(connection, own))
+    for row in rows:
+        if (row.name, row.fingerprint) != (own.name, own.fingerprint):
+            raise StorageMismatch(
+                f"The catalog knows storage '{row.name}' as {row.storage_type} at {row.root}; configured here is "
+                f"'{own.name}' as {own.storage_type} at {own.root}. Two engines must mean one place by one name: "
+                "correct the configuration, or use another name."
+            )
+    if rows[0].marked:
+        try:
+            await engine.verify(own.name)
+        except StorageUnavailable as error:
+            logger.warning("%s Its files cannot be used until it is back.", error)
+        return
+    marker = StorageMarker(str(engine.catalog_id), own.name)
+    if await storage.read_marker() is None:
+        await storage.write_marker(marker)
+    await engine.verify(own.name)
+    await engine.database.write(lambda connection: known_storages.mark(connection, own.name))
+
+
+async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str]) -> None:
+    """Say that the instance is gone, and forget what was in its memory; a reaper does both if this fails."""
+    try:
+        await database.write(lambda own: instance.stop(own, instance_id))
+        for name in memory:
+            await database.transaction(partial(instance.forget_memory, storage_name=name))
+    except BinaryStorageError as error:
+        logger.warning("Instance %s could not say good-bye to the catalog: %s", instance_id, error)

@@ -1,0 +1,319 @@
+"""BinaryDataManager: store, read, delete and look at files; counts and retention stand in `bdr.lifecycle`."""
+
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from bdr.catalog import reference
+from bdr.catalog.database import as_connection, translated
+from bdr.catalog.reference import Location
+from bdr.errors import FileNotFound, InvalidArgument, Pinned
+from bdr.keys import is_file_key, new_file_key
+from bdr.manager.access import AccessTimes
+from bdr.manager.cache import ByteCache
+from bdr.manager.deletion import Deletion, delete_references
+from bdr.manager.description import (
+    BinaryDataDetails,
+    as_details,
+    as_metadata,
+    as_reference,
+    describe,
+    reference_row,
+)
+from bdr.manager.engine import Engine
+from bdr.manager.operations import Operations
+from bdr.manager.reader import BinaryDataReader
+from bdr.manager.retrieval import fetch, locate, not_found, verify, whole_row
+from bdr.manager.sources import Source, of_bytes, of_file, of_stream, require_size
+from bdr.manager.upload import Upload, Uploads, guarded
+from bdr.progress import BasicStats, OperationProgress
+from bdr.reference import BinaryDataMetadata, BinaryDataReference
+from bdr.storage.protocol import BinaryDataStorage, StoredObject
+
+OnProgress = Callable[[OperationProgress], None]
+CallersConnection = AsyncConnection | AsyncSession
+
+
+class BinaryDataManager:
+    """Files by key, on one catalog and its storages.
+
+    Coroutines may run concurrently. Every key that no reference has raises FileNotFound; a storage or the database that
+    cannot be reached raises StorageUnavailable or CatalogUnavailable; see `bdr.errors`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        settings = engine.settings
+        self.engine = engine
+        self.access = AccessTimes(engine.database, settings.access.touch_interval)
+        self.operations = Operations(engine.database, engine.instance_id, settings.operations.progress_interval)
+        self.uploads = Uploads(engine)
+        self.cache = ByteCache(settings.cache.capacity, settings.cache.max_entry)
+
+    async def store_data(
+        self,
+        data: bytes,
+        metadata: BinaryDataMetadata | None = None,
+        *,
+        connection: CallersConnection | None = None,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> BinaryDataReference:
+        """Store bytes and register them once; gives back the reference.
+
+        Args:
+            data: the bytes; none at all is a file too.
+            metadata: what is known of the file; the bytes tell the rest.
+            connection: a transaction of the caller's to publish in: the reference is there when it commits.
+            operation_id: under which to ask for progress, from any instance.
+            on_progress: called with the progress, at most ten times a second, and at the end.
+
+        Raises:
+            InvalidArgument: the metadata can never be right, or its `file_size` is not the data's.
+            OutcomeUnknown: the commit's answer was lost; the error carries the key.
+        """
+        return await self._store(of_bytes(data, metadata), connection, operation_id, on_progress)
+
+    async def store_file(
+        self,
+        path: Path | str,
+        metadata: BinaryDataMetadata | None = None,
+        *,
+        connection: CallersConnection | None = None,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> BinaryDataReference:
+        """Store a file of any size in bounded memory; its name and time are taken from it. As `store_data`."""
+        return await self._store(await of_file(Path(path), metadata), connection, operation_id, on_progress)
+
+    async def store_stream(
+        self,
+        chunks: AsyncIterable[bytes],
+        metadata: BinaryDataMetadata | None = None,
+        *,
+        connection: CallersConnection | None = None,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> BinaryDataReference:
+        """Store what `chunks` yields, in bounded memory; an exception of theirs is raised again and leaves nothing.
+
+        As `store_data`; the total for the progress is the metadata's `file_size`, unknown when it is absent.
+        """
+        return await self._store(await of_stream(chunks, metadata), connection, operation_id, on_progress)
+
+    async def get_data(
+        self,
+        key: str,
+        *,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """The whole file, compared with the size and SHA-256 that were recorded.
+
+        Raises:
+            FileNotFound: there is no such reference; Gone when it went while it was being read.
+            Lost: the reference is there, its object is not.
+            Corrupt: the object holds other bytes than were stored; they are not returned.
+        """
+        location = await locate(self.engine, key)
+        load = partial(self._retrieve, key, location, operation_id, on_progress)
+        data = await self.cache.get(location.blob_id, location.size, load)
+        self.access.note(key, held=location.ref_count > 0)
+        return data
+
+    async def get_range(self, key: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`; fewer when the file ends before.
+
+        Raises:
+            InvalidArgument: a negative offset or length, or an offset beyond the end.
+        """
+        if offset < 0 or length < 0:
+            raise InvalidArgument(f"get_range: offset {offset} and length {length} must not be negative.")
+        location = await locate(self.engine, key)
+        if offset > location.size:
+            raise InvalidArgument(f"get_range: offset {offset} lies beyond the end of {key!r} ({location.size} bytes).")
+        self.access.note(key, held=location.ref_count > 0)
+        length = min(length, location.size - offset)
+        if length == 0:
+            return b""
+        with self.operations.begin("retrieve", file_key=key, total_bytes=length) as running:
+            data = await fetch(
+                self.engine, key, location, lambda storage, path: storage.retrieve_range(path, offset, length)
+            )
+            running.advance(len(data))
+        return data
+
+    @asynccontextmanager
+    async def open(
+        self,
+        key: str,
+        *,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncIterator[BinaryDataReader]:
+        """A reader of the file: `async with binary.open(key) as reader`. It holds no connection between reads."""
+        row = await whole_row(self.engine, key)
+        location = await locate(self.engine, key)
+
+        async def piece(offset: int, length: int) -> bytes:
+            data = await fetch(
+                self.engine, key, location, lambda storage, path: storage.retrieve_range(path, offset, length)
+            )
+            running.advance(len(data))
+            return data
+
+        with (
+            self.operations.begin(
+                "retrieve", file_key=key, total_bytes=location.size, operation_id=operation_id, on_progress=on_progress
+            ) as running,
+            self.access.reading(key),
+        ):
+            reader = BinaryDataReader(as_reference(row), location.checksum, piece)
+            try:
+                yield reader
+            finally:
+                await reader.close()
+
+    async def delete_data(self, key: str, *, force: bool = False, connection: CallersConnection | None = None) -> None:
+        """Delete the reference whatever its count, and its bytes unless another reference shares them.
+
+        With `connection` the reference expires at once when that commits, and the reaper deletes it.
+
+        Raises:
+            Pinned: it is pinned, and `force` is not given.
+        """
+        verdict = await self.delete(key, "delete", whatever_the_count=True, force=force, connection=connection)
+        if verdict is Deletion.PINNED:
+            raise Pinned(f"The reference {key!r} is pinned; deleting it needs force=True.")
+
+    async def data_exists(self, key: str) -> bool:
+        """Whether there is such a reference, and its object is in the storage."""
+        try:
+            location = await locate(self.engine, key)
+        except FileNotFound:
+            return False
+        return await self.engine.storage(location.storage_name).exists(location.object_path)
+
+    async def get_metadata(self, key: str) -> BinaryDataMetadata:
+        """What is known of the file: name, type, size, times, namespace and labels."""
+        return as_metadata(await whole_row(self.engine, key))
+
+    async def get_reference(self, key: str) -> BinaryDataReference:
+        """The reference as nodes pass it around."""
+        return as_reference(await whole_row(self.engine, key))
+
+    async def get_details(self, key: str) -> BinaryDataDetails:
+        """All that the catalog knows: counts, times, retention, place and checksum."""
+        return as_details(await whole_row(self.engine, key))
+
+    async def list_references(
+        self, *, namespace: str | None = None, before: str | None = None, limit: int = 100
+    ) -> list[BinaryDataDetails]:
+        """At most `limit` references, the newest first; `before` is the last key of the page before."""
+        self.engine.require_open()
+        async with self.engine.database.reading() as connection:
+            rows = await reference.page(connection, before, limit, namespace)
+        return [as_details(row) for row in rows]
+
+    async def get_operation_progress(self, operation_id: uuid.UUID | str) -> OperationProgress | None:
+        """How far an operation of any instance is; None when there is, or is kept, no record of it.
+
+        Live for this instance's own; of others at most a second old, and only for what takes longer than that.
+        """
+        self.engine.require_open()
+        return await self.operations.progress(operation_id)
+
+    async def get_stats(self) -> BasicStats:
+        """Counts and bytes of all operations of all instances, ever."""
+        self.engine.require_open()
+        await self.operations.flush()
+        return await self.operations.stats()
+
+    async def cleanup_completed_operations(self, keep_count: int) -> int:
+        """Move all records but the newest `keep_count` into the totals; gives back how many."""
+        self.engine.require_open()
+        if keep_count < 0:
+            raise InvalidArgument(f"keep_count is {keep_count}; it must not be negative.")
+        return await self.operations.prune_but_newest(keep_count)
+
+    async def delete(
+        self,
+        key: str,
+        operation_type: str,
+        *,
+        whatever_the_count: bool,
+        force: bool = False,
+        connection: CallersConnection | None = None,
+    ) -> Deletion:
+        """Delete one reference if its count and pin allow it; FileNotFound when there is none."""
+        self.engine.require_open()
+        if not is_file_key(key):
+            raise not_found(key)
+        with translated():
+            verdicts = await delete_references(
+                self.engine,
+                [key],
+                operation_type=operation_type,
+                whatever_the_count=whatever_the_count,
+                force=force,
+                connection=None if connection is None else await as_connection(connection),
+            )
+        if verdicts[key] is Deletion.MISSING:
+            raise not_found(key)
+        return verdicts[key]
+
+    async def _store(
+        self,
+        source: Source,
+        connection: CallersConnection | None,
+        operation_id: uuid.UUID | str | None,
+        on_progress: OnProgress | None,
+    ) -> BinaryDataReference:
+        self.engine.require_open()
+        joined = None if connection is None else await as_connection(connection)
+        settings = self.engine.settings
+        described = describe(source.metadata, source.head, complete=source.complete, namespace=settings.namespace)
+        file_key = new_file_key(described["file_extension"])
+
+        async def write(storage: BinaryDataStorage, path: str, upload: Upload) -> StoredObject:
+            if source.data is not None:
+                stored = await storage.store(path, source.data)
+                running.advance(stored.size)
+                return stored
+            assert source.chunks is not None  # noqa: S101 - a source has one of the two
+            return await storage.store_stream(path, guarded(source.chunks, upload, running))
+
+        def row(stored: StoredObject) -> dict[str, Any]:
+            require_size(source.metadata, stored.size)
+            return reference_row(stored, described, settings)
+
+        await self.operations.require_unused(operation_id)
+        # In a caller's transaction the record is the caller's to commit: only the live progress is shown before.
+        begun = self.operations.begin(
+            "store",
+            operation_id=operation_id,
+            file_key=file_key,
+            namespace=described["namespace"],
+            total_bytes=source.total,
+            on_progress=on_progress,
+            shared=joined is None,
+            recorded=False,
+        )
+        with begun as running:
+            return as_reference(await self.uploads.run(file_key, write, row, running, joined))
+
+    async def _retrieve(
+        self, key: str, location: Location, operation_id: uuid.UUID | str | None, on_progress: OnProgress | None
+    ) -> bytes:
+        begun = self.operations.begin(
+            "retrieve", file_key=key, total_bytes=location.size, operation_id=operation_id, on_progress=on_progress
+        )
+        with begun as running:
+            data = await fetch(self.engine, key, location, lambda storage, path: storage.retrieve(path))
+            running.advance(len(data))
+            await verify(key, location, data)
+        return data
