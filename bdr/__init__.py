@@ -1,8 +1,8 @@
 """bdr: a database-backed catalog of binary data for workflow engines.
 
-    async with bdr.connect() as binary:
-        reference = await binary.store_file("report.pdf")
-        data = await binary.get_data(reference.file_key)
+async with bdr.connect() as binary:
+reference = await binary.store_file("report.pdf")
+data = await binary.get_data(reference.file_key)
 """
 
 from bdr.connect import connect

@@ -43,7 +43,7 @@ class Pinned(OperationError):
 
 
 class InstanceClosed(OperationError):
-    """This engine instance was closed, or declared dead by the others, and serves no more."""
+    """The engine instance was closed, or declared dead by the others, and serves no more."""
 
 
 class Busy(OperationError, TimeoutError):
@@ -94,6 +94,9 @@ class OpenDalError(BinaryStorageError, RuntimeError):
     """OpenDAL failed in a way that none of the other errors describes."""
 
 
+_KEYS_SHOWN = 3
+
+
 class OutcomeUnknown(BinaryStorageError):
     """The answer to a commit was lost: what was asked happened wholly or not at all.
 
@@ -103,7 +106,8 @@ class OutcomeUnknown(BinaryStorageError):
 
     def __init__(self, keys: Sequence[str], what: str = "The operation") -> None:
         self.keys = tuple(keys)
-        shown = ", ".join(self.keys[:3]) + (f" and {len(self.keys) - 3} more" if len(self.keys) > 3 else "")
+        hidden = len(self.keys) - _KEYS_SHOWN
+        shown = ", ".join(self.keys[:_KEYS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
         super().__init__(
             f"{what} on {shown or 'no key'} was sent to the database and its answer lost: it happened wholly or not "
             "at all. Look at the reference before repeating it."

@@ -8,11 +8,11 @@ from sqlalchemy import text
 from bdr.catalog.base import AnyRow
 from bdr.catalog.database import Database
 from bdr.errors import BinaryStorageError
-from bdr.storage import OpenDalStorage
+from bdr.storage import BinaryDataStorage, OpenDalStorage
 from bdr.storage.paths import MARKER_PATH
 
 _REFERENCES = """
-    SELECT r.file_key, r.file_size, r.ref_count, r.expires_at, b.state, b.storage_name, b.object_path, b.size, b.checksum
+    SELECT r.file_key, r.ref_count, b.state, b.storage_name, b.object_path, b.size, b.checksum
     FROM bdr.binary_data_reference r LEFT JOIN bdr.blob b ON b.blob_id = r.blob_id
 """
 _BLOBS = """
@@ -22,8 +22,9 @@ _BLOBS = """
 """
 
 
-async def objects_in(storage: OpenDalStorage) -> set[str]:
+async def objects_in(storage: BinaryDataStorage) -> set[str]:
     """The paths of all objects under the storage's root, the marker left out."""
+    assert isinstance(storage, OpenDalStorage)
     operator = storage._operator
     if operator.capability().list:
         entries = [entry.path async for entry in await operator.list("", recursive=True)]
@@ -43,7 +44,7 @@ async def _redis_keys(storage: OpenDalStorage) -> list[str]:
     return [key.decode().removeprefix(prefix) for key in found]
 
 
-async def violations(database: Database, storages: Mapping[str, OpenDalStorage]) -> list[str]:
+async def violations(database: Database, storages: Mapping[str, BinaryDataStorage]) -> list[str]:
     """What is wrong, a sentence each; empty when G1 and G2 hold and no count is below zero."""
     async with database.reading() as connection:
         references = (await connection.execute(text(_REFERENCES))).all()
@@ -52,13 +53,19 @@ async def violations(database: Database, storages: Mapping[str, OpenDalStorage])
     for row in references:
         wrong += await _reference_violations(row, storages)
     owned = {(row.storage_name, row.object_path) for row in blobs}
-    wrong += [f"blob {row.object_path} is live without a reference" for row in blobs if row.state == "live" and not row.referenced]
+    wrong += [
+        f"blob {row.object_path} is live without a reference"
+        for row in blobs
+        if row.state == "live" and not row.referenced
+    ]
     for name, storage in storages.items():
-        wrong += [f"object {path} in {name} has no row" for path in await objects_in(storage) if (name, path) not in owned]
+        wrong += [
+            f"object {path} in {name} has no row" for path in await objects_in(storage) if (name, path) not in owned
+        ]
     return wrong
 
 
-async def _reference_violations(row: AnyRow, storages: Mapping[str, OpenDalStorage]) -> list[str]:
+async def _reference_violations(row: AnyRow, storages: Mapping[str, BinaryDataStorage]) -> list[str]:
     key = row.file_key
     if row.state != "live":
         return [f"{key} refers to a blob that is {row.state}"]

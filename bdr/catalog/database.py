@@ -162,7 +162,7 @@ class Database:
             connection.info.pop(_FAILED, None)
             try:
                 done = await work(connection)
-                _refuse_failed(connection)
+                await _refuse_failed(connection)
             except Exception as error:
                 # Without a COMMIT the server rolls back, whatever becomes of the connection.
                 await _give_up(connection, error)
@@ -173,8 +173,6 @@ class Database:
     async def _commit(self, connection: AsyncConnection, transaction: AsyncTransaction, at: "_Progress") -> None:
         # Once COMMIT is sent there are two orders. Server first: it committed, and the connection is lost before its
         # answer is read. Connection first: the server never saw COMMIT. Both look the same from here.
-        if _is_closed((await connection.get_raw_connection()).driver_connection):
-            raise CatalogUnavailable(f"The connection to {self.shown} was lost before COMMIT was sent.")
         try:
             await transaction.commit()
         except Exception as error:
@@ -255,14 +253,21 @@ def _forget_failure(connection: Connection, _name: str, _context: object) -> Non
     connection.info.pop(_FAILED, None)
 
 
-def _refuse_failed(connection: AsyncConnection) -> None:
+async def _refuse_failed(connection: AsyncConnection) -> None:
     # PostgreSQL answers the COMMIT of a failed transaction by rolling back, without an error.
     if connection.invalidated or _FAILED in connection.info:
         raise OperationError("A statement of the transaction failed and nobody said so; it was rolled back.")
+    raw = await connection.get_raw_connection()
+    if _is_closed(raw.driver_connection):
+        raise CatalogUnavailable("The connection to the database was lost before COMMIT was sent; nothing happened.")
 
 
 async def _give_up(connection: AsyncConnection, error: Exception) -> None:
-    if is_lost(error) and not connection.closed:
+    # What is left of a lost connection is thrown away unasked; a ROLLBACK on it would fail, and hide `error`.
+    if connection.closed or connection.invalidated:
+        return
+    raw = await connection.get_raw_connection()
+    if is_lost(error) or _is_closed(raw.driver_connection):
         await connection.invalidate()
 
 

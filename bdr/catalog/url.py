@@ -80,13 +80,6 @@ def shown(url: str) -> str:
     return _SECRET.sub(r"\1=***", visible)
 
 
-def with_database(url: str, name: str) -> str:
-    """The same server and user, another database."""
-    parts = _split(url)
-    query = [(key, value) for key, value in parse_qsl(parts.query) if key not in {"dbname", "database"}]
-    return f"{parts.scheme}://{parts.netloc}/{quote(name, safe='')}" + (f"?{urlencode(query)}" if query else "")
-
-
 def _split(url: str) -> SplitResult:
     where = shown(url)
     try:
@@ -135,7 +128,7 @@ def _parameters(parts: SplitResult, where: str) -> dict[str, str]:
 
 def _check_parameter(name: str, value: str, where: str) -> None:
     if name not in _KNOWN:
-        near = difflib.get_close_matches(name, _KNOWN, 1)
+        near = difflib.get_close_matches(name, _KNOWN, 1, 0.8)
         hint = f"did you mean {near[0]}?" if near else "settings of the server are given as options=-c%20name%3Dvalue."
         raise ConfigError(f"The database URL {where} has the unknown parameter {name!r}; {hint}")
     if name in _PREFERENCES and value == "require":

@@ -1,1 +1,13 @@
 """All OpenDAL; knows no SQL."""
+
+from bdr.storage.opendal import OpenDalStorage, open_storage
+from bdr.storage.protocol import BinaryDataStorage, ObjectMetadata, StorageMarker, StoredObject
+
+__all__ = [
+    "BinaryDataStorage",
+    "ObjectMetadata",
+    "OpenDalStorage",
+    "StorageMarker",
+    "StoredObject",
+    "open_storage",
+]

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-import bdr
 from bdr import BinaryDataLifecycleManager, BinaryDataMetadata
-from tests.fixtures.engines import Connect
+from tests.guarantees import objects_in
 
 
 async def rows(binary: BinaryDataLifecycleManager, sql: str) -> list[tuple[object, ...]]:
@@ -72,9 +71,8 @@ async def test_every_size_survives_every_way_of_storing_and_reading(
 
 
 async def test_an_exception_of_the_source_is_raised_again_and_leaves_nothing(
-    connect: Connect, fs_config: bdr.BinaryStorageConfig
+    binary: BinaryDataLifecycleManager,
 ) -> None:
-    binary = await connect()
 
     async def broken() -> AsyncIterator[bytes]:
         yield b"x" * 100_000
@@ -82,7 +80,7 @@ async def test_an_exception_of_the_source_is_raised_again_and_leaves_nothing(
 
     with pytest.raises(ZeroDivisionError):
         await binary.store_stream(broken())
-    assert [path for path in Path(fs_config.root).rglob("*") if path.is_file() and path.name != ".bdr-storage"] == []
+    assert await objects_in(binary.engine.storage("main")) == set()
     assert await rows(binary, "SELECT state FROM bdr.blob") == [("deleting",)]
     assert await rows(binary, "SELECT count(*) FROM bdr.binary_data_reference") == [(0,)]
     assert await rows(binary, "SELECT status, error FROM bdr.operation") == [("failed", "ZeroDivisionError")]

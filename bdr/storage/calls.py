@@ -1,0 +1,64 @@
+"""How any one call to a storage is made: checked, counted, translated, and repeated only where that can help."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import stamina
+
+from bdr.errors import BinaryStorageError, InstanceClosed, StorageUnavailable
+from bdr.storage.runtime import RUNTIME
+from bdr.storage.translate import Translator
+
+T = TypeVar("T")
+
+_ATTEMPTS = 3
+_FIRST_WAIT = 0.05
+_LONGEST_WAIT = 0.5
+
+
+class Calls:
+    """The calls of one storage; at most `concurrency` of them run at once.
+
+    OpenDAL's own layers are not used for this: its retries also repeat writes and errors that stay, and its limit
+    counts open files as calls, so that a few readers block each other for ever.
+    """
+
+    def __init__(self, translated: Translator, *, concurrency: int, patience: timedelta) -> None:
+        self.translated = translated
+        self.slots = asyncio.Semaphore(concurrency)
+        self._patience = patience
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuse further calls."""
+        self._closed = True
+
+    def check(self) -> None:
+        """InstanceClosed after `close`; ConfigError in a forked process."""
+        RUNTIME.check()
+        if self._closed:
+            raise InstanceClosed(f"{self.translated} was closed; open it again")
+
+    async def once(self, action: str, path: str, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, which is made once: for writes, of which a lost one may still land."""
+        self.check()
+        async with self.slots:
+            with self.translated(action, path):
+                return await call()
+
+    async def retried(self, action: str, path: str, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, made up to three times while the storage is unavailable."""
+        return await self.until(StorageUnavailable, lambda: self.once(action, path, call))
+
+    async def until(self, passing: type[BinaryStorageError], call: Callable[[], Awaitable[T]]) -> T:
+        """The result of `call`, made again a few times, for less than a second in all, when it raises `passing`."""
+        caller = stamina.AsyncRetryingCaller(
+            attempts=_ATTEMPTS,
+            timeout=self._patience,
+            wait_initial=_FIRST_WAIT,
+            wait_max=_LONGEST_WAIT,
+            wait_jitter=_FIRST_WAIT,
+        )
+        return await caller(passing, call)

@@ -1,0 +1,96 @@
+"""Folders made durable: OpenDAL syncs a file, but not the folder that holds its name."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+Fsync = Callable[[int], None]
+
+
+def prepare_root(root: Path, *, fsync: Fsync = os.fsync) -> None:
+    """Create `root` where it is missing and make its name, and those of the folders created above it, durable."""
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync_folder(folder.parent, fsync)
+    if not missing:
+        # It may be the remains of a process that died before the sync; a parent that may not be read is not ours.
+        with suppress(PermissionError):
+            _sync_folder(root.parent, fsync)
+
+
+def _sync_folder(folder: Path, fsync: Fsync) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot sync a folder and have no need to; they say so with EINVAL.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class DirectorySync:
+    """Syncs the folders between objects and the root, many callers in one round.
+
+    Who asks while a round is running waits for the next one: the running round may have passed its folder before the
+    name was there.
+
+    Attributes:
+        marker: once set, this file must be there after every round. A share that was unmounted leaves an empty folder
+            behind, into which writes go and in which deletes find nothing; both succeed.
+    """
+
+    def __init__(self, root: Path, *, fsync: Fsync = os.fsync) -> None:
+        self.marker: Path | None = None
+        self._root = root
+        self._fsync = fsync
+        self._due: set[Path] = set()
+        self._running: asyncio.Task[dict[Path, OSError]] | None = None
+        self._next: asyncio.Task[dict[Path, OSError]] | None = None
+
+    async def sync(self, path: str) -> None:
+        """Return when every folder from the root down to the object at `path` is durable.
+
+        Raises:
+            OSError: FileNotFoundError when a folder is not there; ENODEV when the marker is gone.
+        """
+        chain = self._folders_of(path)
+        self._due.update(chain)
+        if self._next is None:
+            self._next = asyncio.create_task(self._round(self._running))
+        # A caller that gives up must not take the round away from the others.
+        failures = await asyncio.shield(self._next)
+        for folder in chain:
+            if folder in failures:
+                raise failures[folder]
+
+    def _folders_of(self, path: str) -> list[Path]:
+        depth = path.count("/") + 1
+        return list((self._root / path).parents)[:depth]
+
+    async def _round(self, previous: asyncio.Task[dict[Path, OSError]] | None) -> dict[Path, OSError]:
+        if previous is not None:
+            await asyncio.wait({previous})
+        self._running, self._next = self._next, None
+        due, self._due = self._due, set()
+        return await asyncio.to_thread(self._sync_all, due)
+
+    def _sync_all(self, folders: Iterable[Path]) -> dict[Path, OSError]:
+        failures: dict[Path, OSError] = {}
+        for folder in folders:
+            try:
+                _sync_folder(folder, self._fsync)
+            except OSError as error:
+                failures[folder] = error
+        return failures if self._is_mounted() else dict.fromkeys(folders, self._unmounted())
+
+    def _is_mounted(self) -> bool:
+        return self.marker is None or self.marker.exists()
+
+    def _unmounted(self) -> OSError:
+        return OSError(errno.ENODEV, f"{self.marker} has disappeared", str(self._root))

@@ -1,0 +1,308 @@
+"""`OpenDalStorage`: the one implementation of `BinaryDataStorage`, for every service that OpenDAL has."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+
+from opendal.file import AsyncFile
+
+from bdr.errors import (
+    BinaryStorageError,
+    Corrupt,
+    FileNotFound,
+    InvalidArgument,
+    OperationError,
+    StorageMismatch,
+    StorageUnavailable,
+)
+from bdr.settings import BinaryStorageConfig
+from bdr.storage.calls import Calls
+from bdr.storage.marker import decoded_marker, encoded_marker
+from bdr.storage.operator import built_operator, prepared_folders
+from bdr.storage.options import PART_SIZE, service_options
+from bdr.storage.paths import MARKER_PATH, checked_path
+from bdr.storage.pieces import SMALLEST_PIECE, as_bytes, pieces_of
+from bdr.storage.protocol import ObjectMetadata, StorageMarker, StoredObject
+from bdr.storage.translate import Translator
+from bdr.storage.writer import StreamWriter
+
+_LOG = logging.getLogger(__name__)
+# Two already keep an upload busy; each more costs its 8 MiB.
+_PARTS_AT_ONCE = 2
+# Long enough for the runtime's threads to tell Python of the last call before an interpreter exits.
+_LAST_TICK = 0.01
+
+
+async def open_storage(config: BinaryStorageConfig, *, name: str) -> "OpenDalStorage":
+    """The storage that `config` describes; `name` is how errors call it.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong, or the service cannot write.
+        PermissionDenied: the root's folder may not be created.
+    """
+    return await asyncio.to_thread(OpenDalStorage, config, name=name)
+
+
+class OpenDalStorage:
+    """Objects in one place, through OpenDAL. Made by `open_storage`, as making it touches the disk for `fs`."""
+
+    def __init__(self, config: BinaryStorageConfig, *, name: str) -> None:
+        self._service = service_options(config)
+        self._translated = Translator(name, self._service.location, local=self._service.scheme == "fs")
+        self._folders = prepared_folders(self._service, self._translated)
+        self._operator = built_operator(self._service, config, self._translated)
+        self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
+        self._undo_timeout = config.io_timeout.total_seconds()
+        can = self._operator.capability()
+        self._in_parts = can.write_can_multi
+        # Redis alone of the tested services has no such condition: there the catalog's fresh paths must do.
+        self._only_new = can.write_with_if_not_exists
+        self._marker_seen = False
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    @property
+    def storage_type(self) -> str:
+        """OpenDAL's name of the service, such as `fs` or `s3`."""
+        return self._service.scheme
+
+    @property
+    def location(self) -> str:
+        """Where it lies, for people: no secret in it."""
+        return self._service.location
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the location (hex), equal for two configurations exactly when they mean the same place.
+
+        A storage in memory lies nowhere else: every one has its own.
+        """
+        return self._service.fingerprint
+
+    async def store(self, path: str, data: bytes) -> StoredObject:
+        """Write `data` to `path`, which must be new; durable when it returns.
+
+        Raises:
+            InvalidArgument: `path` is malformed, or `data` is larger than the storage takes.
+            OperationError: there is an object at `path` (not noticed on a service without conditional writes).
+            StorageFull, StorageUnavailable, PermissionDenied, IoError: what the storage answered.
+        """
+        checked_path(path)
+        data = as_bytes(data)
+        if len(data) > PART_SIZE:
+            return await self.store_stream(path, _alone(data))
+        return await self._written(path, data)
+
+    async def store_stream(self, path: str, chunks: AsyncIterable[bytes]) -> StoredObject:
+        """Write what `chunks` yields to `path`, which must be new, in bounded memory; durable when it returns.
+
+        An exception from `chunks` leaves no object and is raised again. A service without uploads in parts (redis,
+        memory) holds all of it in memory. Raises as `store` does.
+        """
+        checked_path(path)
+        async with aclosing(pieces_of(chunks)) as pieces:
+            first = await anext(pieces, b"")
+            if len(first) < SMALLEST_PIECE:
+                return await self._written(path, first)
+            return await self._streamed(path, first, pieces)
+
+    async def retrieve(self, path: str) -> bytes:
+        """The whole object. FileNotFound when it is not there."""
+        checked_path(path)
+        async with self._absence_confirmed():
+            return await self._calls.retried("read", path, lambda: self._operator.read(path))
+
+    async def retrieve_range(self, path: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. FileNotFound; Corrupt when the object is shorter than that."""
+        checked_path(path)
+        if offset < 0 or length < 0:
+            raise InvalidArgument(f"a range needs an offset and a length of at least 0, not {offset} and {length}")
+        if length == 0:
+            return await self._empty_range(path, offset)
+        async with self._absence_confirmed():
+            data = await self._calls.retried(
+                "read", path, lambda: self._operator.read(path, offset=offset, size=length)
+            )
+        if len(data) != length:
+            raise self._too_short(path, offset, length)
+        return data
+
+    async def get_metadata(self, path: str) -> ObjectMetadata:
+        """Size and time of the object. FileNotFound when it is not there."""
+        checked_path(path)
+        async with self._absence_confirmed():
+            found = await self._calls.retried("look up", path, lambda: self._operator.stat(path))
+            if found.mode.is_dir():
+                raise FileNotFound(f"could not look up {path} in {self._translated}: it is a folder, not an object")
+        return ObjectMetadata(found.content_length, found.last_modified)
+
+    async def exists(self, path: str) -> bool:
+        """Whether the object is there; an unreachable storage raises rather than answers False."""
+        try:
+            await self.get_metadata(path)
+        except FileNotFound:
+            return False
+        return True
+
+    async def delete(self, path: str) -> None:
+        """Delete the object; one that is not there is a success.
+
+        Raises:
+            StorageUnavailable: it cannot be reached, or it is a folder in which the marker was and is no longer.
+        """
+        checked_path(path)
+        await self._calls.retried("delete", path, lambda: self._operator.delete(path))
+        # The object's folder may never have been made.
+        with suppress(FileNotFound):
+            await self._settled(path)
+
+    async def read_marker(self) -> StorageMarker | None:
+        """The marker, or None when the storage answers and has none; StorageMismatch when it is not bdr's."""
+        # An engine that is just creating it may be seen between the file and its content.
+        marker = await self._calls.until(StorageMismatch, self._marker_now)
+        if marker is not None:
+            self._marker_seen = True
+            if self._folders is not None:
+                self._folders.marker = Path(self._service.options["root"], MARKER_PATH)
+        return marker
+
+    async def write_marker(self, marker: StorageMarker) -> StorageMarker:
+        """Write the marker unless there is one, durably; gives back the one that is there now.
+
+        Two engines may come here at once. Where writes can be conditional the second one's is refused, and both read
+        the first one's. Elsewhere (redis) the last write stays, and who read its own before is told by the next
+        `read_marker`.
+        """
+        there = await self.read_marker()
+        if there is not None:
+            return there
+        with suppress(OperationError):
+            await self._put(MARKER_PATH, encoded_marker(marker))
+        await self._settled(MARKER_PATH)
+        there = await self.read_marker()
+        if there is None:
+            raise StorageUnavailable(f"the marker of {self._translated} was written, but is not there")
+        return there
+
+    async def close(self) -> None:
+        """Wait for failed uploads to be undone, and refuse everything from then on."""
+        if self._undoing:
+            await asyncio.wait(self._undoing)
+        self._calls.close()
+        await asyncio.sleep(_LAST_TICK)
+
+    async def _written(self, path: str, data: bytes) -> StoredObject:
+        self._check_size(path, len(data))
+        _, checksum = await asyncio.gather(self._put(path, data), _sha256(data))
+        await self._settled(path)
+        return StoredObject(len(data), checksum)
+
+    async def _put(self, path: str, data: bytes) -> None:
+        await self._calls.once("write", path, lambda: self._operator.write(path, data, if_not_exists=self._only_new))
+
+    async def _streamed(self, path: str, first: bytes, rest: AsyncIterator[bytes]) -> StoredObject:
+        writer = await self._opened(path)
+        try:
+            await self._append(writer, path, first)
+            async for piece in rest:
+                await self._append(writer, path, piece)
+            stored = await writer.commit()
+            await self._settled(path)
+        except BaseException:
+            await self._undo(writer, path)
+            raise
+        return stored
+
+    async def _opened(self, path: str) -> StreamWriter:
+
+        def call() -> Awaitable[AsyncFile]:
+            return self._operator.open(
+                path, "wb", chunk=PART_SIZE, concurrent=_PARTS_AT_ONCE, if_not_exists=self._only_new
+            )
+
+        file = await self._calls.once("write", path, call)
+        return StreamWriter(file, path, self._translated, self._calls.slots)
+
+    async def _append(self, writer: StreamWriter, path: str, piece: bytes) -> None:
+        self._check_size(path, writer.size + len(piece))
+        await writer.write(piece)
+
+    async def _undo(self, writer: StreamWriter, path: str) -> None:
+        if not self._in_parts:
+            # Nothing was sent yet: the service gets the object in one piece, when the writer is closed.
+            return
+        task = asyncio.create_task(self._undone(writer, path))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+        await asyncio.shield(task)
+
+    async def _undone(self, writer: StreamWriter, path: str) -> None:
+        """Leave neither the object nor parts of it; what stays all the same belongs to the caller's catalog row."""
+        try:
+            async with asyncio.timeout(self._undo_timeout):
+                with suppress(BinaryStorageError):
+                    await writer.complete()
+                if not writer.path_was_taken:
+                    await self.delete(path)
+        except (BinaryStorageError, TimeoutError) as error:
+            _LOG.warning("a failed upload to %s in %s is not undone yet: %s", path, self._translated, error)
+
+    async def _settled(self, path: str) -> None:
+        if self._folders is not None:
+            with self._translated("sync the folder of", path):
+                await self._folders.sync(path)
+
+    async def _empty_range(self, path: str, offset: int) -> bytes:
+        # OpenDAL answers an empty range without asking whether the object is there.
+        if offset > (await self.get_metadata(path)).size:
+            raise self._too_short(path, offset, 0)
+        return b""
+
+    def _too_short(self, path: str, offset: int, length: int) -> Corrupt:
+        return Corrupt(f"{path} in {self._translated} ends before the range of {length} bytes from {offset} does")
+
+    def _check_size(self, path: str, size: int) -> None:
+        largest = self._service.max_object_size
+        if largest is not None and size > largest:
+            raise InvalidArgument(
+                f"{path} is too large for {self._translated}, which takes objects of up to {largest} bytes "
+                "(its option `max_object_size`)"
+            )
+
+    @asynccontextmanager
+    async def _absence_confirmed(self) -> AsyncIterator[None]:
+        """Believe FileNotFound only while the storage itself is there.
+
+        The folder of an unmounted share is empty, an S3 service answers a HEAD in a missing bucket with 404, and a
+        Redis that was restarted empty has no keys: in each of them no object is lost.
+        """
+        try:
+            yield
+        except FileNotFound:
+            if await self._marker_text() is None and self._marker_seen:
+                raise StorageUnavailable(
+                    f"the marker of {self._translated} has disappeared: it is not mounted, or was emptied or replaced"
+                ) from None
+            raise
+
+    async def _marker_now(self) -> StorageMarker | None:
+        text = await self._marker_text()
+        return None if text is None else decoded_marker(text, self._translated)
+
+    async def _marker_text(self) -> bytes | None:
+        try:
+            return await self._calls.retried("read", MARKER_PATH, lambda: self._operator.read(MARKER_PATH))
+        except FileNotFound:
+            return None
+
+
+async def _alone(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _sha256(data: bytes) -> bytes:
+    if len(data) < SMALLEST_PIECE:
+        return hashlib.sha256(data).digest()
+    return (await asyncio.to_thread(hashlib.sha256, data)).digest()

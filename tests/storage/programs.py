@@ -1,0 +1,57 @@
+"""Programs that the tests of the traps run in an interpreter of their own."""
+
+# Nothing of Python's own after OpenDAL's last call, such as the sync of a folder: it would hide the abort.
+EXIT_AT_ONCE = """
+async def main():
+    storage = OpenDalStorage(BinaryStorageConfig(**json.loads(sys.argv[1])), name="main")
+    await storage._put(sys.argv[2], b"data")
+asyncio.run(main())
+"""
+FORKS = """
+async def child(config):
+    storage = None
+    try:
+        storage = await open_storage(config, name="main")
+    except ValueError as error:
+        print("new:", error)
+    return storage
+
+async def in_child(storage, config):
+    try:
+        await storage.exists("object")
+    except ValueError as error:
+        print("old:", error)
+    await child(config)
+
+async def parent(config):
+    storage = await open_storage(config, name="main")
+    await storage.store("object", b"data")
+    return storage
+
+config = BinaryStorageConfig(storage_type="fs", root=sys.argv[1])
+storage = asyncio.run(parent(config))
+pid = os.fork()
+if pid == 0:
+    asyncio.run(asyncio.wait_for(in_child(storage, config), 5))
+    sys.stdout.flush()
+    os._exit(0)
+print("child ended with", os.waitpid(pid, 0)[1])
+"""
+FULL = """
+import resource
+async def chunks():
+    for _ in range(20):
+        yield bytes(1 << 20)
+
+async def main():
+    storage = await open_storage(BinaryStorageConfig(storage_type="fs", root=sys.argv[1]), name="main")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+    for write in (storage.store("one", bytes(4 << 20)), storage.store_stream("many", chunks())):
+        try:
+            await write
+        except OSError as error:
+            print(type(error).__name__, error)
+    print(await storage.exists("many"))
+    await storage.close()
+asyncio.run(main())
+"""
