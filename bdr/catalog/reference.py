@@ -41,7 +41,8 @@ from bdr.catalog.blob import DELETING, LIVE, Blob
 # does not.
 EXPIRES_AT = (
     "CASE WHEN pinned THEN NULL ELSE least("
-    "(created_at AT TIME ZONE 'UTC' + max_retention) AT TIME ZONE 'UTC', "
+    "CASE WHEN ref_count = 0 OR held_at_max_retention = 'delete' "
+    "THEN (created_at AT TIME ZONE 'UTC' + max_retention) AT TIME ZONE 'UTC' END, "
     "CASE WHEN ref_count = 0 THEN (last_access_at AT TIME ZONE 'UTC' + zero_ref_retention) AT TIME ZONE 'UTC' END"
     ") END"
 )
@@ -60,6 +61,7 @@ class Reference(Base):
         CheckConstraint("ref_count >= 0", name="ref_count"),
         CheckConstraint(f"zero_ref_retention {_RETENTION}", name="zero_ref_retention"),
         CheckConstraint(f"max_retention {_RETENTION}", name="max_retention"),
+        CheckConstraint("held_at_max_retention IN ('delete', 'keep')", name="held_at_max_retention"),
         CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
         Index("ix_binary_data_reference_blob_id", "blob_id"),
         Index("ix_binary_data_reference_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
@@ -98,7 +100,12 @@ class Reference(Base):
         Interval, comment="Kept this long after the last access while ref_count is 0; null is for ever."
     )
     max_retention: Mapped[timedelta | None] = mapped_column(
-        Interval, comment="Kept this long after created_at whatever the count; null is for ever."
+        Interval, comment="Kept this long after created_at; null is for ever."
+    )
+    held_at_max_retention: Mapped[str] = mapped_column(
+        Text,
+        server_default=text("'delete'"),
+        comment="What becomes of it at max_retention while ref_count is not 0: delete, or keep until it is 0.",
     )
     expires_at: Mapped[Moment | None] = mapped_column(
         Computed(EXPIRES_AT, persisted=True), comment="From then on a reaper may delete it; null is never."

@@ -64,6 +64,7 @@ def reference_row(stored: StoredObject, described: dict[str, Any], settings: Set
         "file_size": stored.size,
         "zero_ref_retention": settings.lifecycle.zero_ref_retention,
         "max_retention": settings.lifecycle.max_retention,
+        "held_at_max_retention": settings.lifecycle.held_at_max_retention,
     }
 
 

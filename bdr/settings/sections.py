@@ -4,7 +4,7 @@ import re
 import socket
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
@@ -112,13 +112,15 @@ class LifecycleCleanupConfig(Section):
 
     Attributes:
         zero_ref_retention: after the last release or access, while nothing refers to it; zero cleans up at once.
-        max_retention: after it was stored, whatever refers to it.
+        max_retention: after it was stored.
+        held_at_max_retention: what becomes of data that is then still referred to: "delete", or "keep" until it is not.
         cleanup_interval: between two passes of the reaper.
         auto_cleanup: whether `start_cleanup_task` starts one.
     """
 
     zero_ref_retention: Retention = timedelta(hours=1)
     max_retention: Retention = timedelta(days=7)
+    held_at_max_retention: Literal["delete", "keep"] = "delete"
     cleanup_interval: PositiveDuration = timedelta(minutes=5)
     auto_cleanup: bool = True
 

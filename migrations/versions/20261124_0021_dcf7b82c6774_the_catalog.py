@@ -25,7 +25,8 @@ RETENTION = "BETWEEN interval '0' AND interval '1000 years'"
 # Sums are made in UTC: `timestamptz + interval` depends on the session's time zone, and is not allowed here.
 EXPIRES_AT = (
     "CASE WHEN pinned THEN NULL ELSE least("
-    "(created_at AT TIME ZONE 'UTC' + max_retention) AT TIME ZONE 'UTC', "
+    "CASE WHEN ref_count = 0 OR held_at_max_retention = 'delete' "
+    "THEN (created_at AT TIME ZONE 'UTC' + max_retention) AT TIME ZONE 'UTC' END, "
     "CASE WHEN ref_count = 0 THEN (last_access_at AT TIME ZONE 'UTC' + zero_ref_retention) AT TIME ZONE 'UTC' END"
     ") END"
 )
@@ -250,7 +251,14 @@ def _make_binary_data_reference() -> None:
             "max_retention",
             sa.Interval(),
             nullable=True,
-            comment="Kept this long after created_at whatever the count; null is for ever.",
+            comment="Kept this long after created_at; null is for ever.",
+        ),
+        sa.Column(
+            "held_at_max_retention",
+            sa.Text(),
+            server_default=sa.text("'delete'"),
+            nullable=False,
+            comment="What becomes of it at max_retention while ref_count is not 0: delete, or keep until it is 0.",
         ),
         sa.Column(
             "expires_at",
@@ -263,6 +271,9 @@ def _make_binary_data_reference() -> None:
         sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name=op.f("ck_binary_data_reference_labels")),
         sa.CheckConstraint(f"max_retention {RETENTION}", name=op.f("ck_binary_data_reference_max_retention")),
         sa.CheckConstraint(f"zero_ref_retention {RETENTION}", name=op.f("ck_binary_data_reference_zero_ref_retention")),
+        sa.CheckConstraint(
+            "held_at_max_retention IN ('delete', 'keep')", name=op.f("ck_binary_data_reference_held_at_max_retention")
+        ),
         sa.CheckConstraint("file_size >= 0", name=op.f("ck_binary_data_reference_file_size")),
         sa.CheckConstraint("ref_count >= 0", name=op.f("ck_binary_data_reference_ref_count")),
         sa.ForeignKeyConstraint(
