@@ -121,7 +121,8 @@ def _after(name: str) -> Any:
 
 
 def _times(interval: Any, factor: Any) -> Any:
-    return interval.op("*", return_type=Interval())(factor)
+    # With its precedence: by default an operator made here binds loosest, and a sum would lose its parentheses.
+    return interval.op("*", precedence=8, return_type=Interval())(factor)
 
 
 def _row(reservation: Reservation) -> Mapping[str, Any]:
