@@ -65,6 +65,9 @@ class Reference(Base):
         CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
         Index("ix_binary_data_reference_blob_id", "blob_id"),
         Index("ix_binary_data_reference_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+        # Lists one namespace, newest first. No index may name ref_count or last_access_at: every count would then write
+        # to all indexes (no HOT update).
+        Index("ix_binary_data_reference_namespace_file_key", "namespace", "file_key"),
         {"comment": "One row for each BinaryDataReference that can be read."} | HOT_FILLFACTOR,
     )
 
