@@ -36,24 +36,24 @@ class View:
 
 USAGE = View(
     "usage",
-    # Whether a reference is its blob's first is asked of an index, a row at a time: a condition on the namespace can
-    # then pass through and leave the rest of the table unread, which it could not if all were sorted by blob.
     """
     SELECT r.namespace, b.storage_name, r.file_kind,
         count(*) AS reference_count,
         count(*) FILTER (WHERE r.ref_count > 0) AS held_count,
         sum(r.file_size)::bigint AS logical_bytes,
-        count(*) FILTER (WHERE r.file_key = oldest.file_key) AS blob_count,
-        coalesce(sum(b.size) FILTER (WHERE r.file_key = oldest.file_key), 0)::bigint AS stored_bytes
+        count(*) FILTER (WHERE shared.oldest IS NULL OR shared.oldest = r.file_key) AS blob_count,
+        coalesce(
+            sum(b.size) FILTER (WHERE shared.oldest IS NULL OR shared.oldest = r.file_key), 0
+        )::bigint AS stored_bytes
     FROM bdr.binary_data_reference r
     JOIN bdr.blob b ON b.blob_id = r.blob_id
-    CROSS JOIN LATERAL (
-        SELECT o.file_key FROM bdr.binary_data_reference o WHERE o.blob_id = r.blob_id ORDER BY o.file_key LIMIT 1
-    ) oldest
+    LEFT JOIN (
+        SELECT blob_id, min(file_key) AS oldest FROM bdr.binary_data_reference GROUP BY blob_id HAVING count(*) > 1
+    ) shared ON shared.blob_id = r.blob_id
     GROUP BY r.namespace, b.storage_name, r.file_kind
     """,
-    "Who uses how much: references and bytes by namespace, storage and kind of file. Every column may be added up over "
-    "any rows. Reads all references of the namespaces asked for.",
+    "Who uses how much: references and bytes by namespace, storage and kind of file. Its counts and bytes may be "
+    "added up over any rows. Reads all references, whatever is asked for.",
     {
         "namespace": "As in binary_data_reference, such as a tenant.",
         "storage_name": "The storage that holds the bytes.",
@@ -136,15 +136,16 @@ REAPER_BACKLOG = View(
         now() - min(due.since) AS overdue_by
     FROM (
         SELECT b.storage_name, 'expired' AS state, e.items, e.since,
-            CASE WHEN NOT EXISTS (
-                SELECT FROM bdr.binary_data_reference o
-                WHERE o.blob_id = b.blob_id AND (o.expires_at IS NULL OR o.expires_at > now())
-            ) THEN b.size ELSE 0 END AS bytes
+            CASE WHEN needed.file_key IS NULL THEN b.size ELSE 0 END AS bytes
         FROM (
             SELECT r.blob_id, count(*) AS items, min(r.expires_at) AS since
             FROM bdr.binary_data_reference r WHERE r.expires_at <= now() GROUP BY r.blob_id
         ) e
         JOIN bdr.blob b ON b.blob_id = e.blob_id
+        LEFT JOIN LATERAL (
+            SELECT o.file_key FROM bdr.binary_data_reference o
+            WHERE o.blob_id = e.blob_id AND (o.expires_at IS NULL OR o.expires_at > now()) LIMIT 1
+        ) needed ON true
         UNION ALL
         SELECT b.storage_name, b.state, 1, b.next_attempt_at, b.size
         FROM bdr.blob b
