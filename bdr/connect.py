@@ -7,7 +7,6 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +19,7 @@ from bdr.errors import BinaryStorageError, StorageMismatch, StorageUnavailable
 from bdr.keys import encode, new_id
 from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager.background import Background
+from bdr.manager.deletion import forget_memory
 from bdr.manager.engine import Engine
 from bdr.settings import BinaryStorageConfig, LifecycleCleanupConfig, Settings, StorageType, load_settings
 from bdr.storage import OpenDalStorage
@@ -98,7 +98,7 @@ async def _join(settings: Settings, database: Database, stack: AsyncExitStack) -
     }
     await database.write(lambda own: instance.start(own, row))
     memory: list[str] = []
-    stack.push_async_callback(_leave, database, instance_id, memory)
+    stack.push_async_callback(_leave, database, instance_id, memory, settings.reaper.batch_size)
     configured = settings.storages or {
         settings.default_storage: BinaryStorageConfig(
             storage_type=StorageType.FS, root=str(settings.data_dir / "objects")
@@ -152,11 +152,11 @@ async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStora
     await engine.database.write(lambda connection: known_storages.mark(connection, own.name))
 
 
-async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str]) -> None:
+async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str], batch: int) -> None:
     """Say that the instance is gone, and forget what was in its memory; a reaper does both if this fails."""
     try:
         await database.write(lambda own: instance.stop(own, instance_id))
         for name in memory:
-            await database.transaction(partial(instance.forget_memory, storage_name=name))
+            await forget_memory(database, name, batch=batch, instance_id=instance_id)
     except BinaryStorageError as error:
         logger.warning("Instance %s could not say good-bye to the catalog: %s", instance_id, error)

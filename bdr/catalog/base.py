@@ -22,6 +22,8 @@ NAMING_CONVENTION = {
 # Free space left on each page lets PostgreSQL keep the new version of an updated row beside the old one (HOT).
 HOT_FILLFACTOR = {"postgresql_with": {"fillfactor": 85}}
 
+_LONGEST_TEXT = 4000
+
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 
 Moment = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
@@ -45,6 +47,12 @@ def asked_for(name: str, **columns: TypeEngine[Any]) -> FromClause:
 def asked_keys(name: str = "asked") -> FromClause:
     """A derived table of the file keys of one call, from the array parameter `asked_file_key`."""
     return asked_for(name, file_key=Text())
+
+
+def storable(text: str) -> str:
+    """What PostgreSQL can hold of a text from anywhere: no NUL, no half characters, of reasonable length."""
+    shown = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    return shown.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def in_order(keys: Sequence[str]) -> list[str]:

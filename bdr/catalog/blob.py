@@ -8,13 +8,15 @@ row that its upload is just publishing goes to neither.
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
+    FromClause,
     Index,
     Interval,
     LargeBinary,
@@ -33,10 +35,12 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from bdr.catalog.base import HOT_FILLFACTOR, Base, Moment, asked_for
+from bdr.catalog.base import HOT_FILLFACTOR, Base, Moment, asked_for, storable
 
 PENDING: Final = "pending"
 LIVE: Final = "live"
@@ -102,12 +106,17 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBlob:
-    """An object to delete; `attempts` tells this claim from a later one."""
+    """An object to delete.
+
+    Attributes:
+        deadline: until when it is ours. It tells this claim from every later one, and from a row that was given another
+            deadline, or inserted anew, because something was written meanwhile.
+    """
 
     blob_id: uuid.UUID
     storage_name: str
     object_path: str
-    attempts: int
+    deadline: datetime
     size: int | None
 
 
@@ -160,7 +169,7 @@ PUBLISH = (
 )
 ABANDON = (
     update(Blob)
-    .where(Blob.blob_id == bindparam("id"), Blob.state == PENDING)
+    .where(Blob.blob_id == bindparam("id"), Blob.state.in_((PENDING, DELETING)))
     .values(state=DELETING, next_attempt_at=_after("grace"), last_error=bindparam("why"))
 )
 READOPT = insert(Blob).values(state=DELETING, next_attempt_at=_after("grace"), last_error=bindparam("why"))
@@ -189,31 +198,31 @@ CLAIM_STRANDED = (
     .returning(Blob.blob_id)
 )
 _DUE = _due(DELETING, "due").cte("due")
-CLAIM_DUE = (
+CLAIM_DUE: ReturningUpdate[*tuple[Any, ...]] = (
     update(Blob)
     .where(Blob.blob_id == _DUE.c.blob_id)
     .values(attempts=Blob.attempts + 1, next_attempt_at=_after("lease"))
-    .returning(Blob.blob_id, Blob.storage_name, Blob.object_path, Blob.attempts, Blob.size)
+    .returning(Blob.blob_id, Blob.storage_name, Blob.object_path, Blob.next_attempt_at, Blob.size)
 )
-_FINISHED = (
-    select(Blob.blob_id)
-    .where(Blob.blob_id == func.any(bindparam("blob_ids")), Blob.state == DELETING)
-    .order_by(Blob.blob_id)
-    .with_for_update()
-    .cte("finished")
-)
-FINISH = delete(Blob).where(Blob.blob_id == _FINISHED.c.blob_id).returning(Blob.blob_id)
 
-_ASKED = asked_for("asked", blob_id=Uuid(), attempts=BigInteger(), error=Text())
-# Only the claim that failed may put its row back: a later claim has another number of attempts.
-_CLAIMED = (
-    select(Blob.blob_id, _ASKED.c.error)
-    .join_from(Blob, _ASKED, Blob.blob_id == _ASKED.c.blob_id)
-    .where(Blob.state == DELETING, Blob.attempts == _ASKED.c.attempts)
-    .order_by(Blob.blob_id)
-    .with_for_update(of=Blob)
-    .cte("claimed")
-)
+
+def _still_claimed(asked: FromClause, *columns: ColumnElement[Any]) -> Any:
+    """The rows of `asked` that are still its own: who claimed a row only later, or not at all, changes nothing."""
+    return (
+        select(Blob.blob_id, *columns)
+        .join_from(Blob, asked, Blob.blob_id == asked.c.blob_id)
+        .where(Blob.state == DELETING, Blob.next_attempt_at == asked.c.deadline)
+        .order_by(Blob.blob_id)
+        .with_for_update(of=Blob)
+        .cte("claimed")
+    )
+
+
+_DONE = _still_claimed(asked_for("asked", blob_id=Uuid(), deadline=TIMESTAMP(timezone=True)))
+FINISH = delete(Blob).where(Blob.blob_id == _DONE.c.blob_id).returning(Blob.blob_id)
+
+_ASKED = asked_for("asked", blob_id=Uuid(), deadline=TIMESTAMP(timezone=True), error=Text())
+_CLAIMED = _still_claimed(_ASKED, _ASKED.c.error)
 _EXHAUSTED = Blob.attempts >= bindparam("max_attempts", type_=BigInteger())
 _DOUBLED = func.power(2, func.least(Blob.attempts - 1, 30))
 _JITTER = 0.75 + func.random() / 4
@@ -272,14 +281,19 @@ async def publish(connection: AsyncConnection, blob_id: uuid.UUID, size: int, ch
 
 
 async def abandon(connection: AsyncConnection, blob_id: uuid.UUID, grace: timedelta, why: str) -> bool:
-    """Turn `pending` into `deleting`, to be deleted after `grace`; False when it is `pending` no more."""
-    done = await connection.execute(ABANDON, {"id": blob_id, "grace": grace, "why": why})
+    """Have the row deleted after `grace`, whoever else is about to; False when it is live, quarantined or gone.
+
+    A reaper may have claimed it, and found no object before the upload's write landed. Whoever gets the row first
+    decides: this gives it another deadline, and the reaper's `finish` leaves it for the next claim; after `finish`
+    there is no row to update, and the upload inserts it again.
+    """
+    done = await connection.execute(ABANDON, {"id": blob_id, "grace": grace, "why": storable(why)})
     return done.rowcount == 1
 
 
 async def readopt(connection: AsyncConnection, reservation: Reservation, grace: timedelta, why: str) -> None:
     """Insert the row again as `deleting`: a write whose row is gone may still have left an object."""
-    await connection.execute(READOPT, {**_row(reservation), "grace": grace, "why": why})
+    await connection.execute(READOPT, {**_row(reservation), "grace": grace, "why": storable(why)})
 
 
 async def state_of(connection: AsyncConnection, blob_id: uuid.UUID) -> str | None:
@@ -300,18 +314,20 @@ async def claim_due(connection: AsyncConnection, storage: str, lease: timedelta,
     return [ClaimedBlob(*row) for row in found]
 
 
-async def finish(connection: AsyncConnection, blob_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """Delete the rows of objects that are gone from their storage; gives back those this call deleted."""
-    found = await connection.execute(FINISH, {"blob_ids": sorted(blob_ids)})
-    return set(found.scalars())
+def _claims(claimed: Sequence[ClaimedBlob]) -> dict[str, Any]:
+    return {
+        "asked_blob_id": [one.blob_id for one in claimed],
+        "asked_deadline": [one.deadline for one in claimed],
+    }
 
 
 def _failures(failed: Sequence[FailedDelete]) -> dict[str, Any]:
-    return {
-        "asked_blob_id": [one.blob.blob_id for one in failed],
-        "asked_attempts": [one.blob.attempts for one in failed],
-        "asked_error": [one.error for one in failed],
-    }
+    return _claims([one.blob for one in failed]) | {"asked_error": [storable(one.error) for one in failed]}
+
+
+async def finish(connection: AsyncConnection, claimed: Sequence[ClaimedBlob]) -> set[uuid.UUID]:
+    """Delete the rows of objects that are gone from their storage; gives back those this call deleted."""
+    return set((await connection.execute(FINISH, _claims(claimed))).scalars())
 
 
 async def postpone(

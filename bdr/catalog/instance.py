@@ -4,14 +4,34 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Interval, Text, Uuid, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    Index,
+    Interval,
+    Select,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from bdr.catalog.base import HOT_FILLFACTOR, Base, Moment
 from bdr.catalog.blob import Blob
-from bdr.catalog.reference import Reference
+from bdr.catalog.operation import Operation
+from bdr.catalog.reference import DELETE, DeletedReference, Reference
 from bdr.catalog.storage import Storage
+from bdr.progress import OperationStatus
 
 
 class EngineInstance(Base):
@@ -30,6 +50,9 @@ class EngineInstance(Base):
     version: Mapped[str] = mapped_column(Text, comment="Version of bdr.")
     started_at: Mapped[Moment] = mapped_column(server_default=func.now(), comment="When it started.")
     heartbeat_at: Mapped[Moment] = mapped_column(server_default=func.now(), comment="Its last sign of life.")
+    missed_at: Mapped[Moment | None] = mapped_column(
+        comment="When a reaper first found its sign of life overdue; null again with the next one."
+    )
     stopped_at: Mapped[Moment | None] = mapped_column(
         comment="When it closed, or was declared dead; null while it lives."
     )
@@ -38,13 +61,14 @@ class EngineInstance(Base):
 HEARTBEAT = (
     update(EngineInstance)
     .where(EngineInstance.instance_id == bindparam("id"), EngineInstance.stopped_at.is_(None))
-    .values(heartbeat_at=func.clock_timestamp())
+    .values(heartbeat_at=func.clock_timestamp(), missed_at=null())
 )
+_SILENCE = bindparam("silence", type_=Interval())
 _SILENT = (
     select(EngineInstance.instance_id)
     .where(
         EngineInstance.stopped_at.is_(None),
-        EngineInstance.heartbeat_at <= func.now() - bindparam("silence", type_=Interval()),
+        EngineInstance.heartbeat_at <= func.now() - _SILENCE,
     )
     .order_by(EngineInstance.instance_id)
     .with_for_update(skip_locked=True)
@@ -53,8 +77,58 @@ _SILENT = (
 DECLARE_DEAD = (
     update(EngineInstance)
     .where(EngineInstance.instance_id == _SILENT.c.instance_id)
-    .values(stopped_at=func.now())
-    .returning(EngineInstance.instance_id)
+    .values(
+        missed_at=func.coalesce(EngineInstance.missed_at, func.now()),
+        stopped_at=case((EngineInstance.missed_at <= func.now() - _SILENCE, func.now())),
+    )
+    .returning(EngineInstance.stopped_at)
+)
+
+_LOST = (
+    select(Operation.operation_id)
+    .join_from(Operation, EngineInstance, Operation.instance_id == EngineInstance.instance_id)
+    .where(Operation.status == literal_column("'running'"), EngineInstance.stopped_at.is_not(None))
+    .order_by(Operation.operation_id)
+    .with_for_update(skip_locked=True, of=Operation)
+    .cte("lost")
+)
+FAIL_LOST = (
+    update(Operation)
+    .where(Operation.operation_id == _LOST.c.operation_id)
+    .values(
+        status=OperationStatus.FAILED,
+        error="its engine stopped without finishing it",
+        updated_at=func.clock_timestamp(),
+        finished_at=func.clock_timestamp(),
+    )
+)
+
+_FORGOTTEN: Select[*tuple[Any, ...]] = (
+    select(
+        Reference.file_key,
+        Reference.blob_id,
+        Reference.namespace,
+        Reference.file_size,
+        literal_column("'memory_gone'").label("rule"),
+    )
+    .join_from(Reference, Blob, Reference.blob_id == Blob.blob_id)
+    .where(Blob.storage_name == bindparam("storage"))
+    .order_by(Reference.file_key)
+    .limit(bindparam("batch"))
+    .with_for_update(skip_locked=True, of=[Reference, Blob])
+)
+_UNREFERENCED = ~exists().where(Reference.blob_id == Blob.blob_id).correlate(Blob)
+_LEFT = (
+    select(Blob.blob_id)
+    .where(Blob.storage_name == bindparam("storage"), _UNREFERENCED)
+    .order_by(Blob.blob_id)
+    .limit(bindparam("batch"))
+    .with_for_update(skip_locked=True)
+)
+_DELETE_BLOBS = delete(Blob).where(Blob.blob_id == func.any(bindparam("blob_ids")), _UNREFERENCED)
+_LOCK_STORAGE = select(Storage.name).where(Storage.name == bindparam("storage")).with_for_update(skip_locked=True)
+_DELETE_STORAGE = delete(Storage).where(
+    Storage.name == bindparam("storage"), ~exists().where(Blob.storage_name == Storage.name).correlate(Storage)
 )
 
 
@@ -78,9 +152,23 @@ async def stop(connection: AsyncConnection, instance_id: uuid.UUID) -> None:
     await connection.execute(stopped.where(EngineInstance.stopped_at.is_(None)).values(stopped_at=func.now()))
 
 
-async def declare_dead(connection: AsyncConnection, silence: timedelta) -> list[uuid.UUID]:
-    """Stop instances that gave no sign of life for as long as `silence`; gives back which."""
-    return list((await connection.execute(DECLARE_DEAD, {"silence": silence})).scalars())
+async def declare_dead(connection: AsyncConnection, silence: timedelta) -> int:
+    """Stop instances that gave no sign of life for `silence`, twice over; gives back how many.
+
+    The first time an instance is only noted. After an outage of the database all are silent, and whoever comes first
+    would bury the others; so each has `silence` to be heard of, from when somebody noticed on.
+    """
+    found = await connection.execute(DECLARE_DEAD, {"silence": silence})
+    return sum(1 for row in found if row.stopped_at is not None)
+
+
+async def fail_lost(connection: AsyncConnection) -> int:
+    """Fail the running operations of instances that are no more; gives back how many.
+
+    It asks who has stopped, not who was just declared dead: a reaper that dies in between, a row that somebody holds
+    locked, and what an instance wrote that did not yet know of its own death are all found the next time.
+    """
+    return (await connection.execute(FAIL_LOST)).rowcount
 
 
 async def memory_of_the_stopped(connection: AsyncConnection) -> list[str]:
@@ -94,16 +182,21 @@ async def memory_of_the_stopped(connection: AsyncConnection) -> list[str]:
     return list((await connection.execute(gone)).scalars())
 
 
-async def forget_memory(connection: AsyncConnection, storage_name: str) -> int:
-    """Delete a memory storage with its blobs and references; gives back how many references went.
+async def forget_memory(
+    connection: AsyncConnection, storage_name: str, batch: int
+) -> tuple[list[DeletedReference], int]:
+    """Delete a batch of what was in a memory storage, and the storage itself with the last of it.
 
-    References first, in key order, then blobs, as everywhere; a register that waited finds no row.
+    Gives back the references, and how many blobs went; nothing of either: there was nothing left that nobody has
+    locked. Whoever has a lock first is not waited for, as in `reference.claim_expired`; a register that waited for us
+    finds no row. Should its instance still live, a reserve that waited finds no storage.
     """
-    here = select(Blob.blob_id).where(Blob.storage_name == storage_name)
-    held = select(Reference.file_key).where(Reference.blob_id.in_(here)).order_by(Reference.file_key)
-    keys = list((await connection.execute(held.with_for_update())).scalars())
-    await connection.execute(here.order_by(Blob.blob_id).with_for_update())
-    await connection.execute(delete(Reference).where(Reference.blob_id.in_(here)))
-    await connection.execute(delete(Blob).where(Blob.storage_name == storage_name))
-    await connection.execute(delete(Storage).where(Storage.name == storage_name))
-    return len(keys)
+    parameters = {"storage": storage_name, "batch": batch}
+    references = [DeletedReference(*row) for row in await connection.execute(_FORGOTTEN, parameters)]
+    if references:
+        await connection.execute(DELETE, {"keys": [one.file_key for one in references]})
+    left = list((await connection.execute(_LEFT, parameters)).scalars())
+    blobs = (await connection.execute(_DELETE_BLOBS, {"blob_ids": left})).rowcount
+    if (await connection.execute(_LOCK_STORAGE, {"storage": storage_name})).first() is not None:
+        await connection.execute(_DELETE_STORAGE, {"storage": storage_name})
+    return references, blobs

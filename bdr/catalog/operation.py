@@ -27,7 +27,6 @@ from sqlalchemy import (
     select,
     text,
     union_all,
-    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -125,25 +124,6 @@ def _upsert(statement: Any) -> Any:
 WRITE_ENDED = _upsert(_ENDED)
 WRITE_RUNNING = _upsert(_INSERT.values(finished_at=null()))
 
-_LOST = (
-    select(Operation.operation_id)
-    .where(Operation.status == literal_column("'running'"), Operation.instance_id == func.any(bindparam("instances")))
-    .order_by(Operation.operation_id)
-    .with_for_update(skip_locked=True)
-    .cte("lost")
-)
-FAIL_LOST = (
-    update(Operation)
-    .where(Operation.operation_id == _LOST.c.operation_id)
-    .values(
-        status=OperationStatus.FAILED,
-        error="its engine stopped without finishing it",
-        updated_at=_NOW,
-        finished_at=_NOW,
-    )
-    .returning(Operation.operation_id)
-)
-
 
 def _prune(condition: Any) -> Any:
     old = select(Operation.operation_id).where(Operation.status != literal_column("'running'"), condition)
@@ -227,11 +207,6 @@ async def write_running(connection: AsyncConnection, records: Sequence[Record]) 
     if records:
         ordered = sorted(records, key=lambda record: record.operation_id)
         await connection.execute(WRITE_RUNNING, [_parameters(record) for record in ordered])
-
-
-async def fail_lost(connection: AsyncConnection, instances: Sequence[uuid.UUID]) -> int:
-    """Fail the running operations of instances that are no more."""
-    return len((await connection.execute(FAIL_LOST, {"instances": list(instances)})).all())
 
 
 async def prune_old(connection: AsyncConnection, age: timedelta, batch: int) -> int:

@@ -206,7 +206,7 @@ ORPHAN_BLOBS = (
         attempts=bindparam("begun", type_=BigInteger()),
         next_attempt_at=func.now() + bindparam("lease", type_=Interval()),
     )
-    .returning(Blob.blob_id, Blob.storage_name, Blob.object_path, Blob.attempts, Blob.size)
+    .returning(Blob.blob_id, Blob.storage_name, Blob.object_path, Blob.next_attempt_at, Blob.size)
 )
 
 

@@ -4,24 +4,25 @@ Once the first step is committed nobody can reach the blob any more; if this pro
 the row is still there as `deleting` and a reaper does the rest. Every step may be repeated.
 """
 
-import asyncio
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import blob, operation, reference
+from bdr.catalog import instance, operation, reference
 from bdr.catalog.base import AnyRow
-from bdr.catalog.blob import ClaimedBlob, FailedDelete
+from bdr.catalog.blob import ClaimedBlob
+from bdr.catalog.database import Database
 from bdr.catalog.operation import Record
-from bdr.errors import BinaryStorageError, ConfigError, StorageMismatch, StorageUnavailable
+from bdr.catalog.reference import DeletedReference
+from bdr.errors import BinaryStorageError
 from bdr.keys import new_id
 from bdr.manager.engine import Engine
+from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
-from bdr.storage.protocol import BinaryDataStorage
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +36,6 @@ class Deletion(Enum):
     PINNED = "pinned"
 
 
-@dataclass
-class Sweep:
-    """What became of claimed objects."""
-
-    deleted: list[ClaimedBlob] = field(default_factory=list)
-    failed: list[FailedDelete] = field(default_factory=list)
-    unreachable: list[FailedDelete] = field(default_factory=list)
-    quarantined: int = 0
-
-
 def judge(row: AnyRow | None, *, whatever_the_count: bool, force: bool) -> Deletion:
     """What may be done to a reference that is locked; None stands for one that is not there."""
     if row is None:
@@ -56,11 +47,13 @@ def judge(row: AnyRow | None, *, whatever_the_count: bool, force: bool) -> Delet
     return Deletion.DELETED
 
 
-def _record(engine: Engine, operation_type: str, row: AnyRow, detail: dict[str, Any]) -> Record:
+def _record(
+    instance_id: uuid.UUID, operation_type: str, row: AnyRow | DeletedReference, detail: dict[str, Any]
+) -> Record:
     return Record(
         operation_id=new_id(),
         operation_type=operation_type,
-        instance_id=engine.instance_id,
+        instance_id=instance_id,
         status=OperationStatus.SUCCEEDED,
         file_key=row.file_key,
         namespace=row.namespace,
@@ -99,7 +92,7 @@ async def delete_references(
             orphaned = await reference.remove(own, doomed, engine.settings.reaper.lease)
             claimed.extend(ClaimedBlob(*row) for row in orphaned)
         detail = {"forced": force} if force else {}
-        await operation.write_ended(own, [_record(engine, operation_type, row, detail) for row in doomed])
+        await operation.write_ended(own, [_record(engine.instance_id, operation_type, row, detail) for row in doomed])
 
     if connection is not None:
         await work(connection)
@@ -107,6 +100,33 @@ async def delete_references(
         await engine.database.transaction(work, keys=keys, what=operation_type.capitalize())
         await _sweep_at_once(engine, claimed)
     return verdicts
+
+
+async def write_reaped(
+    connection: AsyncConnection, instance_id: uuid.UUID, references: Sequence[DeletedReference]
+) -> None:
+    """Write a record for each reference that was reaped, with the rule by which it was."""
+    records = [_record(instance_id, "reap", one, {"rule": one.rule}) for one in references]
+    await operation.write_ended(connection, records)
+
+
+async def forget_memory(database: Database, storage_name: str, *, batch: int, instance_id: uuid.UUID) -> int:
+    """Delete all that was in the memory of an engine that is no more; gives back how many references there were.
+
+    `instance_id` is who does it, for the records.
+    """
+
+    async def work(own: AsyncConnection) -> tuple[int, int]:
+        references, blobs = await instance.forget_memory(own, storage_name, batch)
+        await write_reaped(own, instance_id, references)
+        return len(references), blobs
+
+    forgotten = 0
+    progress = (1, 0)
+    while any(progress):
+        progress = await database.transaction(work)
+        forgotten += progress[0]
+    return forgotten
 
 
 async def _sweep_at_once(engine: Engine, claimed: Sequence[ClaimedBlob]) -> None:
@@ -119,63 +139,3 @@ async def _sweep_at_once(engine: Engine, claimed: Sequence[ClaimedBlob]) -> None
         else:
             for failure in [*sweep.failed, *sweep.unreachable]:
                 logger.warning("Object %r is left to the reaper: %s", failure.blob.object_path, failure.error)
-
-
-async def sweep_objects(engine: Engine, storage_name: str, claimed: Sequence[ClaimedBlob]) -> Sweep:
-    """Delete objects of one storage that this instance has claimed, then their rows.
-
-    No transaction is open while the storage is called. The marker is read before and after: were the share unmounted
-    between the two, a "not found" in between would prove nothing, so nothing is finished then.
-    """
-    sweep = Sweep()
-    try:
-        await engine.verify(storage_name)
-        await _delete_objects(engine.storage(storage_name), claimed, engine.settings.reaper.concurrency, sweep)
-        await engine.verify(storage_name)
-    except (StorageUnavailable, StorageMismatch, ConfigError) as error:
-        sweep = Sweep(unreachable=[FailedDelete(one, str(error)) for one in claimed])
-    await _write_down(engine, sweep)
-    return sweep
-
-
-async def _delete_objects(
-    storage: BinaryDataStorage, claimed: Sequence[ClaimedBlob], concurrency: int, sweep: Sweep
-) -> None:
-    queue = iter(claimed)
-
-    async def worker() -> None:
-        for one in queue:
-            try:
-                await storage.delete(one.object_path)
-            except StorageUnavailable as error:
-                # The others would only wait for the same time-out: they are handed back unasked.
-                sweep.unreachable.extend(FailedDelete(left, str(error)) for left in (one, *queue))
-            except BinaryStorageError as error:
-                sweep.failed.append(FailedDelete(one, str(error)))
-            else:
-                sweep.deleted.append(one)
-
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(min(concurrency, len(claimed))):
-            workers.create_task(worker())
-
-
-async def _write_down(engine: Engine, sweep: Sweep) -> None:
-    """Finish what is deleted; failures go in a statement of their own, so that neither can undo the other."""
-    reaper = engine.settings.reaper
-    database = engine.database
-    if sweep.deleted:
-        ids = [one.blob_id for one in sweep.deleted]
-        await database.write(lambda connection: blob.finish(connection, ids))
-    if sweep.failed:
-        sweep.quarantined = await database.write(
-            lambda connection: blob.postpone(
-                connection,
-                sweep.failed,
-                backoff=reaper.backoff_initial,
-                backoff_max=reaper.backoff_max,
-                max_attempts=reaper.max_attempts,
-            )
-        )
-    if sweep.unreachable:
-        await database.write(lambda connection: blob.hand_back(connection, sweep.unreachable, reaper.backoff_initial))

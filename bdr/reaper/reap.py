@@ -4,19 +4,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog import blob, instance, operation, reference
 from bdr.catalog.operation import Record
-from bdr.catalog.reference import DeletedReference
-from bdr.errors import BinaryStorageError, ConfigError, StorageMismatch, StorageUnavailable
+from bdr.errors import BinaryStorageError
 from bdr.keys import new_id
-from bdr.manager.deletion import sweep_objects
+from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
+from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
 
 logger = logging.getLogger(__name__)
@@ -24,18 +24,20 @@ logger = logging.getLogger(__name__)
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
 
+Stopping = Callable[[], bool]
+
 
 class ReapReport(BaseModel):
     """What one pass did.
 
     Attributes:
-        references: expired references that were deleted.
+        references: expired references that were deleted, and those into the memory of an engine that is no more.
         blobs: objects that were deleted with their rows.
         bytes: their size.
         stranded: uploads past their deadline that were given over to deletion.
         failed: objects that could not be deleted and will be tried again.
         quarantined: objects that failed too often; a person decides.
-        unreachable: storages that were left out, and why.
+        unreachable: storages that were left out, wholly or from some point on, and why.
         instances: engine instances that were declared dead.
         pruned: operation records that were moved into the totals.
         duration: seconds.
@@ -58,93 +60,109 @@ class ReapReport(BaseModel):
         counts = (self.references, self.blobs, self.stranded, self.failed, self.quarantined, self.instances)
         return not any(counts) and not self.unreachable and not self.pruned
 
+    @property
+    def trouble(self) -> str | None:
+        """What did not work, in a sentence; None when all did."""
+        parts = [f"{self.failed} objects could not be deleted and will be tried again"] if self.failed else []
+        parts += [f"{self.quarantined} objects are quarantined"] if self.quarantined else []
+        parts += [f"storage '{name}' was left out: {reason}" for name, reason in self.unreachable.items()]
+        return "; ".join(parts) or None
 
-async def reap(engine: Engine, *, stopping: Callable[[], bool] = lambda: False) -> ReapReport:
+
+async def reap(engine: Engine, *, stopping: Stopping = lambda: False) -> ReapReport:
     """Run one pass over all storages that this instance can reach; `stopping` is asked between batches.
 
     What another reaper has claimed is skipped, not waited for. A storage that cannot be reached ends its own part of
-    the pass; the catalog's errors end the pass, and what was claimed by then is claimed again after its lease.
+    the pass. An error of the catalog is raised when all parts have ended; what was claimed by then is claimed again
+    after its lease.
     """
     engine.require_open()
     report = ReapReport()
     began = time.monotonic()
-    await _bury(engine, report)
-    async with asyncio.TaskGroup() as parts:
-        for name in engine.storages:
-            parts.create_task(_reap_storage(engine, name, report, stopping))
-    await _prune(engine, report, stopping)
+    error: BinaryStorageError | None = None
+    try:
+        await _bury(engine, report, stopping)
+        await _reap_storages(engine, report, stopping)
+        await _prune(engine, report, stopping)
+    except BinaryStorageError as failure:
+        error = failure
     report.duration = time.monotonic() - began
-    await _report(engine, report)
-    return report
+    if error is None:
+        await _conclude(engine, report, report.trouble)
+        return report
+    # The catalog may be there again, or may only have been busy: then the record says what came of the pass.
+    with suppress(BinaryStorageError):
+        await _conclude(engine, report, f"it ended early: {error}")
+    raise error
 
 
-async def _bury(engine: Engine, report: ReapReport) -> None:
+async def _bury(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
     """Declare silent instances dead, fail what they were doing, and forget what was in their memory."""
     silence = engine.settings.instance.timeout
-    dead = await engine.database.write(lambda own: instance.declare_dead(own, silence))
-    report.instances = len(dead)
-    if dead:
-        await engine.database.write(lambda own: operation.fail_lost(own, dead))
+    report.instances = await engine.database.write(lambda own: instance.declare_dead(own, silence))
+    await engine.database.write(instance.fail_lost)
     async with engine.database.reading() as connection:
         forgotten = await instance.memory_of_the_stopped(connection)
     for name in forgotten:
-        report.references += await engine.database.transaction(partial(instance.forget_memory, storage_name=name))
+        if not stopping():
+            report.references += await forget_memory(
+                engine.database, name, batch=engine.settings.reaper.batch_size, instance_id=engine.instance_id
+            )
 
 
-async def _reap_storage(engine: Engine, name: str, report: ReapReport, stopping: Callable[[], bool]) -> None:
+async def _reap_storages(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
+    """Each storage by itself and all at once: what goes wrong in one part lets the others end."""
+    names = list(engine.storages)
+    ended = await asyncio.gather(
+        *(_reap_storage(engine, name, report, stopping) for name in names), return_exceptions=True
+    )
+    for name, error in zip(names, ended, strict=True):
+        if isinstance(error, Exception) and not isinstance(error, BinaryStorageError):
+            logger.error("The reap of storage %r failed unexpectedly", name, exc_info=error)
+            report.unreachable[name] = f"{type(error).__name__}: {error}"
+    for error in ended:
+        if isinstance(error, BinaryStorageError | asyncio.CancelledError):
+            raise error
+
+
+async def _reap_storage(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
     try:
         await engine.verify(name)
-    except (StorageUnavailable, StorageMismatch, ConfigError) as error:
+    except BinaryStorageError as error:
         report.unreachable[name] = str(error)
         return
-    except BinaryStorageError as error:
-        report.unreachable[name] = f"its marker could not be read: {error}"
-        return
     await _expire(engine, name, report, stopping)
-    await _strand(engine, name, report)
+    await _strand(engine, name, report, stopping)
     await _delete(engine, name, report, stopping)
 
 
-async def _expire(engine: Engine, name: str, report: ReapReport, stopping: Callable[[], bool]) -> None:
+async def _expire(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
     batch = engine.settings.reaper.batch_size
+
+    async def work(own: AsyncConnection) -> int:
+        expired = await reference.claim_expired(own, name, batch)
+        await write_reaped(own, engine.instance_id, expired)
+        return len(expired)
+
     while not stopping():
-        expired = await _expire_batch(engine, name, batch)
+        expired = await engine.database.transaction(work)
         report.references += expired
         if expired < batch:
             return
 
 
-async def _expire_batch(engine: Engine, name: str, batch: int) -> int:
-    async def work(own: AsyncConnection) -> int:
-        expired = await reference.claim_expired(own, name, batch)
-        await operation.write_ended(own, [_record(engine, one) for one in expired])
-        return len(expired)
-
-    return await engine.database.transaction(work)
-
-
-def _record(engine: Engine, one: DeletedReference) -> Record:
-    return Record(
-        operation_id=new_id(),
-        operation_type="reap",
-        instance_id=engine.instance_id,
-        status=OperationStatus.SUCCEEDED,
-        file_key=one.file_key,
-        namespace=one.namespace,
-        total_bytes=one.file_size,
-        processed_bytes=one.file_size,
-        detail={"rule": one.rule},
-    )
-
-
-async def _strand(engine: Engine, name: str, report: ReapReport) -> None:
+async def _strand(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
     settings = engine.settings.reaper
-    report.stranded += await engine.database.write(
-        lambda own: blob.claim_stranded(own, name, settings.write_grace, settings.batch_size)
-    )
+    while not stopping():
+        stranded = await engine.database.write(
+            lambda own: blob.claim_stranded(own, name, settings.write_grace, settings.batch_size)
+        )
+        report.stranded += stranded
+        if stranded < settings.batch_size:
+            return
 
 
-async def _delete(engine: Engine, name: str, report: ReapReport, stopping: Callable[[], bool]) -> None:
+async def _delete(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
     settings = engine.settings.reaper
     while not stopping():
         # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
@@ -165,7 +183,7 @@ async def _delete(engine: Engine, name: str, report: ReapReport, stopping: Calla
             return
 
 
-async def _prune(engine: Engine, report: ReapReport, stopping: Callable[[], bool]) -> None:
+async def _prune(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
     age = engine.settings.operations.retention
     while age is not None and not stopping():
         pruned = await engine.database.write(lambda own: operation.prune_old(own, age, _PRUNE_BATCH))
@@ -174,19 +192,21 @@ async def _prune(engine: Engine, report: ReapReport, stopping: Callable[[], bool
             return
 
 
-async def _report(engine: Engine, report: ReapReport) -> None:
-    if report.is_empty:
+async def _conclude(engine: Engine, report: ReapReport, trouble: str | None) -> None:
+    """Log the pass and write it down, unless there was nothing to do."""
+    if trouble is not None:
+        logger.warning("A reap had trouble: %s", trouble)
+    elif report.is_empty:
         return
-    for name, reason in report.unreachable.items():
-        logger.warning("Storage %r was left out of the reap: %s", name, reason)
     logger.info("Reaped: %s", report.model_dump(exclude={"unreachable"}))
     record = Record(
         operation_id=new_id(),
         operation_type="reap_pass",
         instance_id=engine.instance_id,
-        status=OperationStatus.FAILED if report.failed or report.unreachable else OperationStatus.SUCCEEDED,
+        status=OperationStatus.SUCCEEDED if trouble is None else OperationStatus.FAILED,
         elapsed=timedelta(seconds=report.duration),
         processed_bytes=report.bytes,
+        error=trouble,
         detail=report.model_dump(),
     )
     await engine.database.write(lambda own: operation.write_ended(own, [record]))

@@ -5,11 +5,12 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from bdr.errors import BinaryStorageError, InstanceClosed
-from bdr.reaper.reap import ReapReport
+from bdr.reaper.reap import ReapReport, Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class ReaperSchedule:
 
     def __init__(
         self,
-        run: Callable[[Callable[[], bool]], Awaitable[ReapReport]],
+        run: Callable[[Stopping], Awaitable[ReapReport]],
         *,
         interval: timedelta,
         backoff: timedelta,
@@ -40,13 +41,16 @@ class ReaperSchedule:
         self._drain_timeout = drain_timeout
         self._failures = 0
         self._stopping = False
-        self._pass: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Lock()
+        self._given_up = False
+        self._pass: asyncio.Future[ReapReport] | None = None
+        self._tick_under_way: asyncio.Task[Any] | None = None
         self._scheduler = AsyncIOScheduler(timezone=UTC)
 
     @property
     def is_running(self) -> bool:
         """Whether passes are being scheduled."""
-        return bool(self._scheduler.running) and not self._stopping
+        return bool(self._scheduler.running) and not self._stopping and not self._given_up
 
     def start(self) -> None:
         """Begin; the first pass comes at once, give or take a jitter."""
@@ -56,7 +60,7 @@ class ReaperSchedule:
             "interval",
             id=_JOB,
             seconds=max(seconds, 0.01),
-            jitter=int(seconds / 10) or None,
+            jitter=seconds / 10,
             max_instances=1,
             coalesce=True,
             misfire_grace_time=None,
@@ -65,34 +69,63 @@ class ReaperSchedule:
         self._scheduler.start()
 
     async def stop(self) -> None:
-        """Start no further pass, let the current one end after its batch, and cancel it if it does not in time.
-
-        The scheduler's own shutdown cancels a running coroutine; so the pass is awaited before.
-        """
+        """Start no further pass, let the current one end after its batch, and cancel it if it does not in time."""
         self._stopping = True
-        if not self._scheduler.running:
+        async with self._stopped:
+            if not self._scheduler.running:
+                return
+            self._scheduler.pause()
+            try:
+                await self._drain()
+            finally:
+                self._scheduler.shutdown(wait=False)
+            # The scheduler's shutdown is only asked for: it comes with the loop's next turn.
+            await asyncio.sleep(0)
+
+    async def _drain(self) -> None:
+        """Wait for the pass; APScheduler's own shutdown would cancel it, and log that as an error."""
+        # One that was started just now has not come to its first line yet.
+        await asyncio.sleep(0)
+        if self._pass is None or self._tick_under_way is None:
             return
-        self._scheduler.pause()
-        if self._pass is not None and not self._pass.done():
-            _, late = await asyncio.wait([self._pass], timeout=self._drain_timeout.total_seconds())
+        try:
+            _, late = await asyncio.wait({self._pass}, timeout=self._drain_timeout.total_seconds())
             if late:
                 logger.warning("A reap did not end within %s and is cancelled; leases expire", self._drain_timeout)
-        self._scheduler.shutdown(wait=False)
+        finally:
+            self._pass.cancel()
+        await asyncio.wait({self._tick_under_way})
 
     async def _tick(self) -> None:
-        self._pass = asyncio.current_task()
-        try:
-            await self._run(lambda: self._stopping)
-        except InstanceClosed as error:
-            logger.error("The reaper stops: %s", error)  # noqa: TRY400 - its one sentence says all
-            self._scheduler.remove_job(_JOB)
-        except BinaryStorageError as error:
-            self._failures += 1
-            delay = min(self._backoff * 2 ** min(self._failures - 1, 20), self._backoff_max)
-            logger.warning("A reap failed and is tried again in %s: %s", delay, error)
-            self._scheduler.modify_job(_JOB, next_run_time=_soon(delay / 4, least=delay * 3 / 4))
+        if self._stopping:
+            return
+        self._tick_under_way = asyncio.current_task()
+        self._pass = asyncio.ensure_future(self._run(lambda: self._stopping))
+        await asyncio.wait({self._pass})
+        if self._pass.cancelled():
+            return
+        error = self._pass.exception()
+        if isinstance(error, InstanceClosed):
+            self._give_up(error)
+        elif isinstance(error, BinaryStorageError):
+            self._back_off(error)
+        elif error is not None:
+            raise error
         else:
             self._failures = 0
+
+    def _give_up(self, error: InstanceClosed) -> None:
+        if not self._stopping:
+            logger.error("The reaper stops: %s", error)
+            self._scheduler.remove_job(_JOB)
+            self._given_up = True
+
+    def _back_off(self, error: BinaryStorageError) -> None:
+        self._failures += 1
+        doubled = self._backoff.total_seconds() * 2 ** min(self._failures - 1, 20)
+        delay = timedelta(seconds=min(doubled, self._backoff_max.total_seconds()))
+        logger.warning("A reap failed and is tried again in %s: %s", delay, error)
+        self._scheduler.modify_job(_JOB, next_run_time=_soon(delay / 4, least=delay * 3 / 4))
 
 
 def _soon(spread: timedelta, least: timedelta = timedelta(0)) -> datetime:

@@ -107,6 +107,12 @@ def _make_engine_instance() -> None:
         sa.Column("started_at", MOMENT, server_default=NOW, nullable=False, comment="When it started."),
         sa.Column("heartbeat_at", MOMENT, server_default=NOW, nullable=False, comment="Its last sign of life."),
         sa.Column(
+            "missed_at",
+            MOMENT,
+            nullable=True,
+            comment="When a reaper first found its sign of life overdue; null again with the next one.",
+        ),
+        sa.Column(
             "stopped_at", MOMENT, nullable=True, comment="When it closed, or was declared dead; null while it lives."
         ),
         sa.PrimaryKeyConstraint("instance_id", name=op.f("pk_engine_instance")),
