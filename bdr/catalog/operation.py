@@ -14,8 +14,10 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Date,
+    FromClause,
     Index,
     Interval,
+    Select,
     Text,
     Uuid,
     bindparam,
@@ -187,9 +189,23 @@ TOTALS = select(_BOTH.c.status, cast(func.sum(_BOTH.c.n), BigInteger), cast(func
 )
 
 
-_RECORD = select(
-    *Operation.__table__.c, (func.coalesce(Operation.finished_at, _NOW) - Operation.started_at).label("elapsed")
+def _with_elapsed(records: FromClause) -> Select[*tuple[Any, ...]]:
+    columns = records.c
+    elapsed = func.coalesce(columns.finished_at, _NOW) - columns.started_at
+    return select(*columns, elapsed.label("elapsed"))
+
+
+_RECORD = _with_elapsed(Operation.__table__)
+# Apart from the rest: else the planner expects to meet enough of them among the newest records, and reads all records
+# when there are fewer. Those that run have an index of their own, and are few.
+_RUNNING = (
+    select(Operation.__table__)
+    .where(Operation.status == literal_column("'running'"))
+    .cte("running")
+    .prefix_with("MATERIALIZED", dialect="postgresql")
 )
+LATEST = _RECORD.order_by(Operation.started_at.desc()).limit(bindparam("batch"))
+LATEST_RUNNING = _with_elapsed(_RUNNING).order_by(_RUNNING.c.started_at.desc()).limit(bindparam("batch"))
 
 
 def _parameters(record: Record) -> dict[str, Any]:
@@ -231,5 +247,4 @@ async def find(connection: AsyncConnection, operation_id: uuid.UUID) -> AnyRow |
 
 async def latest(connection: AsyncConnection, batch: int, *, running: bool = False) -> Sequence[AnyRow]:
     """The newest records, or only those still running."""
-    query = _RECORD.where(Operation.status == literal_column("'running'")) if running else _RECORD
-    return (await connection.execute(query.order_by(Operation.started_at.desc()).limit(batch))).all()
+    return (await connection.execute(LATEST_RUNNING if running else LATEST, {"batch": batch})).all()
