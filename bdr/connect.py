@@ -15,14 +15,14 @@ from bdr.catalog import storage as known_storages
 from bdr.catalog.database import Database
 from bdr.catalog.migrate import require_current, upgrade
 from bdr.catalog.storage import KnownStorage
-from bdr.errors import BinaryStorageError, StorageMismatch, StorageUnavailable
+from bdr.errors import BinaryStorageError, ConfigError, StorageMismatch, StorageUnavailable
 from bdr.keys import encode, new_id
 from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager.background import Background
 from bdr.manager.deletion import forget_memory
 from bdr.manager.engine import Engine
 from bdr.settings import BinaryStorageConfig, LifecycleCleanupConfig, Settings, StorageType, load_settings
-from bdr.storage import OpenDalStorage
+from bdr.storage import open_storage
 from bdr.storage.protocol import BinaryDataStorage, StorageMarker
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ async def connect(
         storage: the only storage, or the default one.
         lifecycle: retention that is stamped on what this engine stores.
         storages: several storages by name.
-        settings: all settings at once, as `load_settings` gives them; nothing else is looked at then.
+        settings: all settings at once, as `load_settings` gives them; nothing else may be given then.
         more: any other setting by its name, such as `reaper=ReaperConfig(...)`.
 
     Raises:
@@ -54,17 +54,23 @@ async def connect(
         CatalogUnavailable: the database cannot be reached.
     """
     given = {"database_url": database_url, "storage": storage, "lifecycle": lifecycle, "storages": storages} | more
-    settings = settings or load_settings(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    if settings is not None and given:
+        raise ConfigError(
+            f"connect() got settings= and also {', '.join(given)}; put them into the settings, or leave those out."
+        )
+    settings = settings or load_settings(**given)
     async with AsyncExitStack() as stack:
         database = await open_database(settings, stack)
         engine = await _join(settings, database, stack)
         manager = BinaryDataLifecycleManager(engine)
+        stack.push_async_callback(manager.retrievals.cache.close)
         background = Background(manager)
         background.start()
         stack.push_async_callback(background.stop)
         stack.push_async_callback(manager.stop_cleanup_task)
+        stack.callback(engine.close, "This connection to the catalog is closed.")
         yield manager
-        engine.close("This connection to the catalog is closed.")
 
 
 async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:
@@ -96,9 +102,10 @@ async def _join(settings: Settings, database: Database, stack: AsyncExitStack) -
         "pid": os.getpid(),
         "version": version("bdr"),
     }
-    await database.write(lambda own: instance.start(own, row))
     memory: list[str] = []
+    # Before the row is written: the answer to that may be lost.
     stack.push_async_callback(_leave, database, instance_id, memory, settings.reaper.batch_size)
+    await database.write(lambda own: instance.start(own, row))
     configured = settings.storages or {
         settings.default_storage: BinaryStorageConfig(
             storage_type=StorageType.FS, root=str(settings.data_dir / "objects")
@@ -107,7 +114,7 @@ async def _join(settings: Settings, database: Database, stack: AsyncExitStack) -
     opened: dict[str, BinaryDataStorage] = {}
     engine = Engine(settings, database, catalog_id, instance_id, opened, settings.default_storage)
     for name, config in configured.items():
-        storage = OpenDalStorage(config, name=name)
+        storage = await open_storage(config, name=name)
         stack.push_async_callback(storage.close)
         known = _as_known(name, storage, instance_id)
         opened[known.name] = storage
@@ -131,6 +138,18 @@ def _as_known(name: str, storage: BinaryDataStorage, instance_id: uuid.UUID) -> 
 
 async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStorage) -> None:
     """Agree with the catalog on what the storage's name means, and see that the storage agrees too."""
+    while not await _is_marked(engine, own):
+        if await storage.read_marker() is None:
+            await storage.write_marker(StorageMarker(str(engine.catalog_id), own.name))
+        await engine.verify(own.name)
+        await engine.database.write(lambda connection: known_storages.mark(connection, own))
+    try:
+        await engine.verify(own.name)
+    except StorageUnavailable as error:
+        logger.warning("%s Its files cannot be used until it is back.", error)
+
+
+async def _is_marked(engine: Engine, own: KnownStorage) -> bool:
     rows = await engine.database.transaction(lambda connection: known_storages.introduce(connection, own))
     for row in rows:
         if (row.name, row.fingerprint) != (own.name, own.fingerprint):
@@ -139,17 +158,8 @@ async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStora
                 f"'{own.name}' as {own.storage_type} at {own.root}. Two engines must mean one place by one name: "
                 "correct the configuration, or use another name."
             )
-    if rows[0].marked:
-        try:
-            await engine.verify(own.name)
-        except StorageUnavailable as error:
-            logger.warning("%s Its files cannot be used until it is back.", error)
-        return
-    marker = StorageMarker(str(engine.catalog_id), own.name)
-    if await storage.read_marker() is None:
-        await storage.write_marker(marker)
-    await engine.verify(own.name)
-    await engine.database.write(lambda connection: known_storages.mark(connection, own.name))
+    # None: somebody else's row was in the way, and is gone again.
+    return any(row.marked for row in rows)
 
 
 async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str], batch: int) -> None:

@@ -28,13 +28,14 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, storable
 from bdr.progress import OperationStatus
 
 
@@ -84,13 +85,19 @@ class OperationTotal(Base):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operation to write down; `elapsed` since it began, for only the database's clock gives moments."""
+    """One operation to write down; only the database's clock gives moments, so here are lengths of time.
+
+    Attributes:
+        elapsed: how long it took, or has taken so far.
+        ago: how long ago that was, when it had to wait to be written.
+    """
 
     operation_id: uuid.UUID
     operation_type: str
     instance_id: uuid.UUID
     status: str
     elapsed: timedelta = timedelta(0)
+    ago: timedelta = timedelta(0)
     file_key: str | None = None
     namespace: str | None = None
     total_bytes: int | None = None
@@ -100,8 +107,9 @@ class Record:
 
 
 _NOW = func.clock_timestamp()
-_INSERT = insert(Operation).values(started_at=_NOW - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
-_ENDED = _INSERT.values(finished_at=_NOW)
+_THEN = _NOW - bindparam("ago", type_=Interval())
+_INSERT = insert(Operation).values(started_at=_THEN - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
+_ENDED = _INSERT.values(finished_at=_THEN)
 
 
 def _upsert(statement: Any) -> Any:
@@ -128,11 +136,18 @@ WRITE_RUNNING = _upsert(_INSERT.values(finished_at=null()))
 
 
 def _prune(condition: Any) -> Any:
-    old = select(Operation.operation_id).where(Operation.status != literal_column("'running'"), condition)
-    old = old.order_by(Operation.started_at).limit(bindparam("batch")).with_for_update(skip_locked=True)
+    old = (
+        select(Operation.operation_id)
+        .where(Operation.status != literal_column("'running'"), condition)
+        .order_by(Operation.started_at)
+        .limit(bindparam("batch"))
+        .with_for_update(skip_locked=True)
+        # As a CTE it runs once; a subquery that is run again would lock other rows than those it gave before.
+        .cte("old")
+    )
     pruned = (
         delete(Operation)
-        .where(Operation.operation_id.in_(old))
+        .where(Operation.operation_id == old.c.operation_id)
         .returning(
             cast(func.timezone("UTC", Operation.started_at), Date).label("day"),
             Operation.instance_id,
@@ -165,15 +180,15 @@ def _prune(condition: Any) -> Any:
 
 
 PRUNE_OLD = _prune(Operation.started_at < func.now() - bindparam("age", type_=Interval()))
-PRUNE_BUT_NEWEST = _prune(
-    Operation.started_at
-    <= select(Operation.started_at)
+_NEWEST_TO_GO = (
+    select(Operation.started_at, Operation.operation_id)
     .where(Operation.status != literal_column("'running'"))
-    .order_by(Operation.started_at.desc())
+    # Two may have begun in one microsecond.
+    .order_by(Operation.started_at.desc(), Operation.operation_id.desc())
     .offset(bindparam("keep"))
     .limit(1)
-    .scalar_subquery()
 )
+PRUNE_BUT_NEWEST = _prune(tuple_(Operation.started_at, Operation.operation_id) <= _NEWEST_TO_GO.scalar_subquery())
 
 _BOTH = union_all(
     select(Operation.status, func.count().label("n"), func.sum(Operation.processed_bytes).label("b")).group_by(
@@ -209,7 +224,9 @@ LATEST_RUNNING = _with_elapsed(_RUNNING).order_by(_RUNNING.c.started_at.desc()).
 
 
 def _parameters(record: Record) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in Record.__slots__}
+    values = {name: getattr(record, name) for name in Record.__slots__}
+    # An error may come from anybody's code; one that cannot be held must not keep its neighbours from being written.
+    return values | {"error": None if record.error is None else storable(record.error)}
 
 
 async def write_ended(connection: AsyncConnection, records: Sequence[Record]) -> None:

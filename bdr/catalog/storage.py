@@ -3,7 +3,7 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import CheckConstraint, Text, Uuid, func, or_, select, text, update
+from sqlalchemy import CheckConstraint, Text, Uuid, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
@@ -81,8 +81,11 @@ async def known(connection: AsyncConnection) -> list[KnownStorage]:
 async def introduce(connection: AsyncConnection, storage: KnownStorage) -> list[KnownStorage]:
     """Insert the storage unless its name or place is known; gives back what the catalog knows of either.
 
-    Two engines that come first with one name: the second waits for the first's insert, then does nothing and reads
-    the first's row.
+    What has no marker yet holds nothing, and may have been a mistake: another name or place takes over from it.
+
+    Two engines that come first with one name: the second's insert waits for the first's, then does nothing and reads
+    the first's row. If it comes only later, but before the first has written its marker, it replaces that row, and
+    the first finds nothing to mark.
     """
     row = {
         "name": storage.name,
@@ -91,12 +94,15 @@ async def introduce(connection: AsyncConnection, storage: KnownStorage) -> list[
         "fingerprint": storage.fingerprint,
         "instance_id": storage.instance_id,
     }
-    await connection.execute(insert(Storage).values(row).on_conflict_do_nothing())
     same = or_(Storage.name == storage.name, Storage.fingerprint == storage.fingerprint)
+    other = or_(Storage.name != storage.name, Storage.fingerprint != storage.fingerprint)
+    await connection.execute(delete(Storage).where(same, other, Storage.marked_at.is_(None)))
+    await connection.execute(insert(Storage).values(row).on_conflict_do_nothing())
     return [KnownStorage(*found) for found in await connection.execute(_KNOWN.where(same))]
 
 
-async def mark(connection: AsyncConnection, name: str) -> None:
-    """Write down that the storage's marker object is there."""
-    marked = update(Storage).where(Storage.name == name, Storage.marked_at.is_(None))
+async def mark(connection: AsyncConnection, storage: KnownStorage) -> None:
+    """Write down that the storage's marker object is there; nothing when its row is not the one it introduced."""
+    introduced = (Storage.name == storage.name) & (Storage.fingerprint == storage.fingerprint)
+    marked = update(Storage).where(introduced, Storage.marked_at.is_(None))
     await connection.execute(marked.values(marked_at=func.now()))

@@ -1,7 +1,8 @@
 """Access times, gathered in memory and written together: a read costs no write of its own."""
 
+import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,8 +25,10 @@ class AccessTimes:
         self._database = database
         self._interval = interval.total_seconds()
         self._waiting: set[str] = set()
-        self._touched: dict[str, float] = {}
+        # When each key was last touched, the longest ago first.
+        self._touched: OrderedDict[str, float] = OrderedDict()
         self._open: Counter[str] = Counter()
+        self._flushing = asyncio.Lock()
 
     def note(self, file_key: str, *, held: bool) -> None:
         """Remember that the reference was read just now."""
@@ -35,34 +38,48 @@ class AccessTimes:
             self._waiting.add(file_key)
 
     @contextmanager
-    def reading(self, file_key: str) -> Iterator[None]:
-        """While inside, the reference counts as read every `interval`, however slowly its reader goes on."""
+    def reading(self, file_key: str, *, held: bool) -> Iterator[None]:
+        """The reference is read at both ends, and counts as read every `interval` between, however slow its reader."""
+        self.note(file_key, held=held)
         self._open[file_key] += 1
         try:
             yield
         finally:
+            self.note(file_key, held=held)
             self._open[file_key] -= 1
-            self._open += Counter()
+            if not self._open[file_key]:
+                del self._open[file_key]
 
     async def flush(self) -> None:
         """Write what is waiting, in one statement; what others had locked waits for the next time."""
-        self._waiting.update(key for key in self._open if not self._is_recent(key))
-        if not self._waiting:
-            return
+        async with self._flushing:
+            self._waiting.update(key for key in self._open if not self._is_recent(key))
+            if self._waiting:
+                await self._write()
+
+    async def _write(self) -> None:
         keys, self._waiting = self._waiting, set()
+        # Before they are written: what is read meanwhile need not be written again.
+        self._remember(keys)
         try:
-            skipped = await self._database.write(lambda connection: count.touch(connection, list(keys)))
+            skipped = set(await self._database.write(lambda connection: count.touch(connection, list(keys))))
         except BaseException:
-            self._waiting |= keys
+            self._try_again(keys)
             raise
-        self._waiting |= set(skipped)
-        self._remember(keys.difference(skipped))
+        self._try_again(skipped)
 
     def _is_recent(self, file_key: str) -> bool:
         touched = self._touched.get(file_key)
         return touched is not None and time.monotonic() - touched < self._interval
 
     def _remember(self, keys: set[str]) -> None:
-        self._touched = {key: at for key, at in self._touched.items() if self._is_recent(key)}
-        if len(self._touched) < _LIMIT:
-            self._touched |= dict.fromkeys(keys, time.monotonic())
+        for key in keys:
+            self._touched[key] = time.monotonic()
+            self._touched.move_to_end(key)
+        while self._touched and (len(self._touched) > _LIMIT or not self._is_recent(next(iter(self._touched)))):
+            self._touched.popitem(last=False)
+
+    def _try_again(self, keys: set[str]) -> None:
+        self._waiting |= keys
+        for key in keys:
+            self._touched.pop(key, None)

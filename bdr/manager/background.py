@@ -4,6 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from bdr.catalog import instance
 from bdr.errors import BinaryStorageError
@@ -12,14 +14,36 @@ from bdr.manager.manager import BinaryDataManager
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class _Step:
+    """Something to do every `interval`."""
+
+    do: Callable[[], Awaitable[None]]
+    interval: timedelta
+    done_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def due_in(self) -> float:
+        return max(0.0, self.done_at + self.interval.total_seconds() - time.monotonic())
+
+
 class Background:
-    """One task that writes, every `flush_interval`, what was gathered meanwhile; nothing when there is nothing."""
+    """One task that writes, every so often, what was gathered meanwhile; nothing when there is nothing."""
 
     def __init__(self, manager: BinaryDataManager) -> None:
-        self._manager = manager
-        self._settings = manager.engine.settings
+        settings = manager.engine.settings
+        flush = settings.access.flush_interval
+        self._engine = manager.engine
+        # Deadlines first: an upload that misses its own is lost, the rest is only late.
+        self._steps = (
+            _Step(manager.uploads.renew, min(flush, settings.upload.lease / 4)),
+            _Step(self._beat, settings.instance.heartbeat_interval),
+            _Step(manager.access.flush, flush),
+            _Step(manager.operations.flush, flush),
+        )
         self._stopping = asyncio.Event()
-        self._beaten_at = time.monotonic()
+        self._patience = flush
+        self._dead = False
         self._silent_since: float | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -34,45 +58,43 @@ class Background:
             await self._task
 
     async def _run(self) -> None:
-        interval = self._settings.access.flush_interval.total_seconds()
         while not self._stopping.is_set():
             try:
-                await asyncio.wait_for(self._stopping.wait(), interval)
+                await asyncio.wait_for(self._stopping.wait(), min(step.due_in for step in self._steps))
             except TimeoutError:
-                await self._tick()
-        await self._tick()
-
-    async def _tick(self) -> None:
-        manager = self._manager
-        # Deadlines first: an upload that misses its own is lost, the rest is only late.
-        for step in (manager.uploads.renew, self._beat, manager.access.flush, manager.operations.flush):
+                for step in self._steps:
+                    if not step.due_in:
+                        await self._attempt(step)
+        for step in self._steps:
             await self._attempt(step)
 
-    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
-        """A step that fails is tried again at the next tick; one line says when the trouble began and ended."""
+    async def _attempt(self, step: _Step) -> None:
+        """A step that fails is tried again soon; one line says when the trouble began and ended."""
+        step.done_at = time.monotonic()
         try:
-            await step()
+            await step.do()
         except BinaryStorageError as error:
+            step.done_at -= max(0.0, (step.interval - self._patience).total_seconds())
             if self._silent_since is None:
                 self._silent_since = time.monotonic()
                 logger.warning("The catalog does not take what was gathered, trying again: %s", error)
+        except Exception:
+            # Whatever is wrong with one step, the others must go on: without signs of life the engine is declared dead.
+            logger.exception("A mistake in what goes on in the background; trying again")
         else:
             if self._silent_since is not None:
                 logger.info("The catalog answers again after %.1f s", time.monotonic() - self._silent_since)
                 self._silent_since = None
 
     async def _beat(self) -> None:
-        engine = self._manager.engine
-        now = time.monotonic()
-        if now - self._beaten_at < self._settings.instance.heartbeat_interval.total_seconds():
+        engine = self._engine
+        if self._dead or await engine.database.write(lambda own: instance.heartbeat(own, engine.instance_id)):
             return
-        alive = await engine.database.write(lambda own: instance.heartbeat(own, engine.instance_id))
-        self._beaten_at = now
-        if not alive:
-            reason = (
-                f"This engine instance ({engine.instance_id}) gave no sign of life for longer than "
-                f"{self._settings.instance.timeout} and was declared dead; what it was doing is being cleaned up. "
-                "Connect again."
-            )
-            engine.close(reason)
-            logger.error("%s", reason)
+        self._dead = True
+        reason = (
+            f"This engine instance ({engine.instance_id}) gave no sign of life for longer than "
+            f"{engine.settings.instance.timeout} and was declared dead; what it was doing is being cleaned up. "
+            "Connect again."
+        )
+        engine.close(reason)
+        logger.error("%s", reason)

@@ -6,45 +6,63 @@ from collections.abc import Awaitable, Callable
 
 from moka_py import Moka
 
+from bdr.errors import InstanceClosed
+
+# What an entry costs beside its bytes; without it, very many tiny files would take far more than the capacity.
+_OVERHEAD = 256
+
 
 class ByteCache:
     """Bytes by blob id. A blob's bytes never change, so an entry is never stale.
 
     Args:
-        capacity: bytes held at most.
-        max_entry: larger files than this are not kept.
+        capacity: bytes held at most; zero turns the cache off.
+        max_entry: only files smaller than this are kept.
     """
 
     def __init__(self, capacity: int, max_entry: int) -> None:
-        self._max_entry = max_entry
+        self._max_entry = min(max_entry, capacity)
         # TinyLFU admits a newcomer only if it is asked for more often than what it would push out.
-        self._entries: Moka[uuid.UUID, bytes] = Moka(max(capacity, 1), weigher=lambda _, data: max(len(data), 1))
+        self._entries: Moka[uuid.UUID, bytes] = Moka(max(capacity, 1), weigher=lambda _, data: len(data) + _OVERHEAD)
         self._loading: dict[uuid.UUID, asyncio.Task[bytes]] = {}
 
     async def get(self, blob_id: uuid.UUID, size: int, load: Callable[[], Awaitable[bytes]]) -> bytes:
         """The entry, or what `load` gives; of concurrent calls that miss one entry, one loads it for all."""
+        if size >= self._max_entry:
+            return await load()
         kept = self._entries.get(blob_id)
         if kept is not None:
             return kept
-        if size >= self._max_entry:
-            return await load()
         task = self._loading.get(blob_id)
         if task is None:
             task = asyncio.create_task(self._load(blob_id, load))
             self._loading[blob_id] = task
             task.add_done_callback(lambda done: self._loaded(blob_id, done))
-        # A caller that is cancelled does not take the read away from the others.
-        return await asyncio.shield(task)
+        # Not awaited itself: a caller that is cancelled does not take the read away from the others.
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise InstanceClosed("This connection to the catalog was closed while the file was being read.")
+        return task.result()
 
     def put(self, blob_id: uuid.UUID, data: bytes) -> None:
         """Keep `data`, if it is small enough and the admission policy agrees."""
         if len(data) < self._max_entry:
             self._entries.set(blob_id, data)
+            # Moka puts its work off, and a burst of entries would hold ten times the capacity meanwhile: the first
+            # call decides what has to go, the second lets go of it.
+            self._entries.run_pending_tasks()
+            self._entries.run_pending_tasks()
+
+    async def close(self) -> None:
+        """End the reads that are under way: whoever still waits for one gets InstanceClosed."""
+        loading = list(self._loading.values())
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
 
     @property
     def weight(self) -> int:
-        """Bytes held now."""
-        self._entries.run_pending_tasks()
+        """Bytes held now, and what they cost beside."""
         return self._entries.weighted_size()
 
     async def _load(self, blob_id: uuid.UUID, load: Callable[[], Awaitable[bytes]]) -> bytes:

@@ -41,21 +41,24 @@ class BinaryDataDetails(BaseModel):
     checksum: str
 
 
-def describe(metadata: BinaryDataMetadata, head: bytes, *, complete: bool, namespace: str) -> dict[str, Any]:
-    """The columns that describe a file; `head` is its first 8 KiB, or all of it when `complete`."""
-    mime = metadata.mime_type or guess_mime(head, metadata.file_name, complete=complete)
-    _, extension, directory = split_name(metadata.file_name) if metadata.file_name else (None, None, None)
+def describe(metadata: BinaryDataMetadata, namespace: str) -> dict[str, Any]:
+    """The columns that describe a file, but for its type; `namespace` is the default one."""
+    name = split_name(metadata.file_name or "")
     modified = metadata.last_modified
     return {
         "namespace": metadata.namespace or namespace,
-        "mime_kind": mime,
         "file_name": metadata.file_name,
-        "file_kind": metadata.file_kind or BinaryFileKind.of_mime(mime),
-        "file_extension": metadata.file_extension or extension,
-        "directory": metadata.directory or directory,
+        "file_extension": metadata.file_extension or name.extension,
+        "directory": metadata.directory or name.directory,
         "last_modified": None if modified is None else datetime.fromtimestamp(modified, UTC),
         "labels": metadata.labels,
     }
+
+
+def type_of(metadata: BinaryDataMetadata, head: bytes, *, complete: bool) -> dict[str, Any]:
+    """The columns of a file's type; `head` is its first 8 KiB, or all of it when `complete`."""
+    mime = metadata.mime_type or guess_mime(head, metadata.file_name, complete=complete)
+    return {"mime_kind": mime, "file_kind": metadata.file_kind or BinaryFileKind.of_mime(mime)}
 
 
 def reference_row(stored: StoredObject, described: dict[str, Any], settings: Settings) -> dict[str, Any]:

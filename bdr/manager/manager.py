@@ -1,9 +1,8 @@
 """BinaryDataManager: store, read, delete and look at files; counts and retention stand in `bdr.lifecycle`."""
 
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from bdr.catalog import reference
 from bdr.catalog.database import as_connection, translated
-from bdr.catalog.reference import Location
 from bdr.errors import FileNotFound, InvalidArgument, Pinned
 from bdr.keys import is_file_key, new_file_key
 from bdr.manager.access import AccessTimes
@@ -24,18 +22,18 @@ from bdr.manager.description import (
     as_reference,
     describe,
     reference_row,
+    type_of,
 )
 from bdr.manager.engine import Engine
-from bdr.manager.operations import Operations
+from bdr.manager.operations import OnProgress, Operations
 from bdr.manager.reader import BinaryDataReader
-from bdr.manager.retrieval import fetch, locate, not_found, verify, whole_row
-from bdr.manager.sources import Source, of_bytes, of_file, of_stream, require_size
+from bdr.manager.retrieval import Retrievals, locate, not_found, whole_row
+from bdr.manager.sources import Source, of_bytes, of_file, of_stream, with_head
 from bdr.manager.upload import Upload, Uploads, guarded
 from bdr.progress import BasicStats, OperationProgress
 from bdr.reference import BinaryDataMetadata, BinaryDataReference
 from bdr.storage.protocol import BinaryDataStorage, StoredObject
 
-OnProgress = Callable[[OperationProgress], None]
 CallersConnection = AsyncConnection | AsyncSession
 
 
@@ -52,7 +50,7 @@ class BinaryDataManager:
         self.access = AccessTimes(engine.database, settings.access.touch_interval)
         self.operations = Operations(engine.database, engine.instance_id, settings.operations.progress_interval)
         self.uploads = Uploads(engine)
-        self.cache = ByteCache(settings.cache.capacity, settings.cache.max_entry)
+        self.retrievals = Retrievals(engine, ByteCache(settings.cache.capacity, settings.cache.max_entry))
 
     async def store_data(
         self,
@@ -88,7 +86,9 @@ class BinaryDataManager:
         on_progress: OnProgress | None = None,
     ) -> BinaryDataReference:
         """Store a file of any size in bounded memory; its name and time are taken from it. As `store_data`."""
-        return await self._store(await of_file(Path(path), metadata), connection, operation_id, on_progress)
+        self.engine.require_open()
+        async with of_file(Path(path), metadata) as source:
+            return await self._store(source, connection, operation_id, on_progress)
 
     async def store_stream(
         self,
@@ -103,7 +103,7 @@ class BinaryDataManager:
 
         As `store_data`; the total for the progress is the metadata's `file_size`, unknown when it is absent.
         """
-        return await self._store(await of_stream(chunks, metadata), connection, operation_id, on_progress)
+        return await self._store(of_stream(chunks, metadata), connection, operation_id, on_progress)
 
     async def get_data(
         self,
@@ -120,13 +120,29 @@ class BinaryDataManager:
             Corrupt: the object holds other bytes than were stored; they are not returned.
         """
         location = await locate(self.engine, key)
-        load = partial(self._retrieve, key, location, operation_id, on_progress)
-        data = await self.cache.get(location.blob_id, location.size, load)
+        begun = await self.operations.begin(
+            "retrieve",
+            operation_id=operation_id,
+            file_key=key,
+            total_bytes=location.size,
+            on_progress=on_progress,
+            recorded=False,
+        )
+        with begun as running:
+            data = await self.retrievals.whole(key, location, running)
         self.access.note(key, held=location.ref_count > 0)
         return data
 
-    async def get_range(self, key: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`; fewer when the file ends before.
+    async def get_range(
+        self,
+        key: str,
+        offset: int,
+        length: int,
+        *,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """`length` bytes from `offset`; fewer when the file ends before. Only a full read is compared with the SHA-256.
 
         Raises:
             InvalidArgument: a negative offset or length, or an offset beyond the end.
@@ -136,15 +152,18 @@ class BinaryDataManager:
         location = await locate(self.engine, key)
         if offset > location.size:
             raise InvalidArgument(f"get_range: offset {offset} lies beyond the end of {key!r} ({location.size} bytes).")
-        self.access.note(key, held=location.ref_count > 0)
         length = min(length, location.size - offset)
-        if length == 0:
-            return b""
-        with self.operations.begin("retrieve", file_key=key, total_bytes=length) as running:
-            data = await fetch(
-                self.engine, key, location, lambda storage, path: storage.retrieve_range(path, offset, length)
-            )
-            running.advance(len(data))
+        begun = await self.operations.begin(
+            "retrieve",
+            operation_id=operation_id,
+            file_key=key,
+            total_bytes=length,
+            on_progress=on_progress,
+            recorded=False,
+        )
+        with begun as running:
+            data = await self.retrievals.part(key, location, running, offset, length)
+        self.access.note(key, held=location.ref_count > 0)
         return data
 
     @asynccontextmanager
@@ -157,26 +176,17 @@ class BinaryDataManager:
     ) -> AsyncIterator[BinaryDataReader]:
         """A reader of the file: `async with binary.open(key) as reader`. It holds no connection between reads."""
         row = await whole_row(self.engine, key)
-        location = await locate(self.engine, key)
-
-        async def piece(offset: int, length: int) -> bytes:
-            data = await fetch(
-                self.engine, key, location, lambda storage, path: storage.retrieve_range(path, offset, length)
-            )
-            running.advance(len(data))
-            return data
-
-        with (
-            self.operations.begin(
-                "retrieve", file_key=key, total_bytes=location.size, operation_id=operation_id, on_progress=on_progress
-            ) as running,
-            self.access.reading(key),
-        ):
-            reader = BinaryDataReader(as_reference(row), location.checksum, piece)
-            try:
+        begun = await self.operations.begin(
+            "retrieve",
+            operation_id=operation_id,
+            file_key=key,
+            total_bytes=row.file_size,
+            on_progress=on_progress,
+            recorded=False,
+        )
+        with begun as running, self.access.reading(key, held=row.ref_count > 0):
+            async with self.retrievals.reader(row, running) as reader:
                 yield reader
-            finally:
-                await reader.close()
 
     async def delete_data(self, key: str, *, force: bool = False, connection: CallersConnection | None = None) -> None:
         """Delete the reference whatever its count, and its bytes unless another reference shares them.
@@ -230,7 +240,6 @@ class BinaryDataManager:
     async def get_stats(self) -> BasicStats:
         """Counts and bytes of all operations of all instances, ever."""
         self.engine.require_open()
-        await self.operations.flush()
         return await self.operations.stats()
 
     async def cleanup_completed_operations(self, keep_count: int) -> int:
@@ -276,24 +285,11 @@ class BinaryDataManager:
         self.engine.require_open()
         joined = None if connection is None else await as_connection(connection)
         settings = self.engine.settings
-        described = describe(source.metadata, source.head, complete=source.complete, namespace=settings.namespace)
+        metadata = source.metadata
+        described = describe(metadata, settings.namespace)
         file_key = new_file_key(described["file_extension"])
-
-        async def write(storage: BinaryDataStorage, path: str, upload: Upload) -> StoredObject:
-            if source.data is not None:
-                stored = await storage.store(path, source.data)
-                running.advance(stored.size)
-                return stored
-            assert source.chunks is not None  # noqa: S101 - a source has one of the two
-            return await storage.store_stream(path, guarded(source.chunks, upload, running))
-
-        def row(stored: StoredObject) -> dict[str, Any]:
-            require_size(source.metadata, stored.size)
-            return reference_row(stored, described, settings)
-
-        await self.operations.require_unused(operation_id)
         # In a caller's transaction the record is the caller's to commit: only the live progress is shown before.
-        begun = self.operations.begin(
+        begun = await self.operations.begin(
             "store",
             operation_id=operation_id,
             file_key=file_key,
@@ -301,19 +297,22 @@ class BinaryDataManager:
             total_bytes=source.total,
             on_progress=on_progress,
             shared=joined is None,
-            recorded=False,
         )
         with begun as running:
-            return as_reference(await self.uploads.run(file_key, write, row, running, joined))
+            content = await with_head(source)
 
-    async def _retrieve(
-        self, key: str, location: Location, operation_id: uuid.UUID | str | None, on_progress: OnProgress | None
-    ) -> bytes:
-        begun = self.operations.begin(
-            "retrieve", file_key=key, total_bytes=location.size, operation_id=operation_id, on_progress=on_progress
-        )
-        with begun as running:
-            data = await fetch(self.engine, key, location, lambda storage, path: storage.retrieve(path))
-            running.advance(len(data))
-            await verify(key, location, data)
-        return data
+            async def write(storage: BinaryDataStorage, path: str, upload: Upload) -> StoredObject:
+                if content.data is None:
+                    return await storage.store_stream(path, guarded(content.chunks, upload, running))
+                stored = await storage.store(path, content.data)
+                running.advance(stored.size)
+                return stored
+
+            def row(stored: StoredObject) -> dict[str, Any]:
+                of_type = type_of(metadata, content.head, complete=content.complete)
+                return reference_row(stored, described | of_type, settings)
+
+            published = await self.uploads.run(file_key, write, row, running, joined)
+            # Its record was written with it, in one transaction; what fails, even before there is one, leaves its own.
+            running.recorded = False
+        return as_reference(published)

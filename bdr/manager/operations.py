@@ -1,27 +1,38 @@
 """The operations of this instance: live while they run, then rows of the catalog."""
 
 import asyncio
+import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from bdr.catalog import operation
 from bdr.catalog.base import AnyRow
-from bdr.catalog.database import Database
+from bdr.catalog.database import Database, Work
 from bdr.catalog.operation import Record
-from bdr.errors import InvalidArgument
+from bdr.errors import BinaryStorageError, CatalogUnavailable, InvalidArgument, OutcomeUnknown
 from bdr.keys import new_id
 from bdr.progress import BasicStats, OperationProgress, OperationStatus, ProgressMeter
 
-# Records of reads that the catalog has not taken yet; when it is away for long, the oldest are given up.
+OnProgress = Callable[[OperationProgress], None]
+
+# Records that the catalog has not taken yet; when it is away for long, the oldest are given up.
 _LIMIT = 10_000
 _PRUNE_BATCH = 5000
 
 
 class RunningOperation:
-    """One operation under way; as a context manager it ends as its block does."""
+    """One operation under way; as a context manager it ends as its block does.
+
+    Attributes:
+        shared: whether other instances may see it while it runs.
+        recorded: whether its end is written down from here.
+        written_at: how far it was in time when other instances were last told.
+    """
 
     def __init__(
         self,
@@ -32,10 +43,15 @@ class RunningOperation:
         file_key: str | None,
         namespace: str | None,
         total_bytes: int | None,
-        on_progress: Callable[[OperationProgress], None] | None,
+        on_progress: OnProgress | None,
+        shared: bool,
+        recorded: bool,
         ended: Callable[["RunningOperation"], None],
     ) -> None:
         self.operation_id = operation_id
+        self.shared = shared
+        self.recorded = recorded
+        self.written_at = timedelta(0)
         self._operation_type = operation_type
         self._instance_id = instance_id
         self._file_key = file_key
@@ -43,7 +59,6 @@ class RunningOperation:
         self._ended = ended
         self._meter = ProgressMeter(operation_id, operation_type, on_progress=on_progress)
         self._meter.start(total_bytes)
-        self.written_at: timedelta | None = None
 
     def advance(self, count: int) -> None:
         """`count` more bytes have passed."""
@@ -75,7 +90,7 @@ class RunningOperation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._meter.finish(status_of(error), None if error is None else str(error) or type(error).__name__)
+        self._meter.finish(status_of(error), None if error is None else text_of(error))
         self._ended(self)
 
 
@@ -84,6 +99,13 @@ def status_of(error: BaseException | None) -> OperationStatus:
     if error is None:
         return OperationStatus.SUCCEEDED
     return OperationStatus.CANCELLED if isinstance(error, asyncio.CancelledError) else OperationStatus.FAILED
+
+
+def text_of(error: BaseException) -> str:
+    """What is written down of an error; one that is not ours says little without its class."""
+    if isinstance(error, BinaryStorageError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 class Operations:
@@ -98,10 +120,12 @@ class Operations:
         self._instance_id = instance_id
         self._interval = interval
         self._running: dict[uuid.UUID, RunningOperation] = {}
-        self._unshared: set[uuid.UUID] = set()
-        self._waiting: dict[uuid.UUID, Record] = {}
+        self._claimed: set[uuid.UUID] = set()
+        # Each with the monotonic time at which it ended.
+        self._waiting: OrderedDict[uuid.UUID, tuple[Record, float]] = OrderedDict()
+        self._flushing = asyncio.Lock()
 
-    def begin(
+    async def begin(
         self,
         operation_type: str,
         *,
@@ -109,24 +133,16 @@ class Operations:
         file_key: str | None = None,
         namespace: str | None = None,
         total_bytes: int | None = None,
-        on_progress: Callable[[OperationProgress], None] | None = None,
+        on_progress: OnProgress | None = None,
         shared: bool = True,
         recorded: bool = True,
     ) -> RunningOperation:
-        """A new operation.
+        """A new operation, to be entered at once; InvalidArgument when there is one with the caller's id already.
 
         Args:
             shared: whether other instances may see it while it runs.
-            recorded: whether its end is written down from here; otherwise the caller does, in its own transaction.
+            recorded: whether its end is written down from here; otherwise the caller does, or nobody.
         """
-
-        def ended(one: RunningOperation) -> None:
-            self._running.pop(one.operation_id, None)
-            self._unshared.discard(one.operation_id)
-            if recorded:
-                last = one.progress()
-                self._wait_with(one.record(OperationStatus(last.status), last.error))
-
         running = RunningOperation(
             operation_type,
             new_id() if operation_id is None else _as_id(operation_id),
@@ -135,48 +151,34 @@ class Operations:
             namespace=namespace,
             total_bytes=total_bytes,
             on_progress=on_progress,
-            ended=ended,
+            shared=shared,
+            recorded=recorded,
+            ended=self._ended,
         )
+        if operation_id is not None:
+            await self._require_unused(running.operation_id)
         self._running[running.operation_id] = running
-        if not shared:
-            self._unshared.add(running.operation_id)
         return running
-
-    async def require_unused(self, operation_id: uuid.UUID | str | None) -> None:
-        """Raise InvalidArgument when there is an operation with this id already."""
-        if operation_id is not None and await self.progress(operation_id) is not None:
-            raise InvalidArgument(f"There is an operation {operation_id} already; give each one an id of its own.")
 
     async def progress(self, operation_id: uuid.UUID | str) -> OperationProgress | None:
         """How far an operation of any instance is; None when nothing is known of it."""
         wanted = _as_id(operation_id)
         if wanted in self._running:
             return self._running[wanted].progress()
-        if wanted in self._waiting:
-            await self.flush()
-        async with self._database.reading() as connection:
-            row = await operation.find(connection, wanted)
-        return None if row is None else as_progress(row)
+        return await self._recorded(wanted)
 
     async def flush(self) -> None:
-        """Write the records that wait, and how far those are that take long."""
-        ended, self._waiting = self._waiting, {}
-        if ended:
-            try:
-                await self._database.write(lambda own: operation.write_ended(own, list(ended.values())))
-            except BaseException:
-                for record in (ended | self._waiting).values():
-                    self._wait_with(record)
-                raise
-        long = [running for running in self._running.values() if self._is_due(running)]
-        if long:
-            records = [running.record(OperationStatus.RUNNING) for running in long]
-            await self._database.write(lambda own: operation.write_running(own, records))
-            for running in long:
-                running.written_at = running.progress().elapsed
+        """Write the records that wait, and how far those are that take long.
+
+        One at a time: when it returns, whatever waited before it was called is written.
+        """
+        async with self._flushing:
+            await self._write_ended()
+            await self._write_running()
 
     async def stats(self) -> BasicStats:
         """All operations of all instances, ever."""
+        await self.flush()
         async with self._database.reading() as connection:
             totals = await operation.totals(connection)
         counts = {status: totals.get(status, (0, 0))[0] for status in OperationStatus}
@@ -198,20 +200,76 @@ class Operations:
     async def prune_but_newest(self, keep: int) -> int:
         """Move all ended records but the newest `keep` into the totals; gives back how many."""
         await self.flush()
-        pruned = 0
-        while batch := await self._database.write(lambda own: operation.prune_but_newest(own, keep, _PRUNE_BATCH)):
+        pruned, batch = 0, _PRUNE_BATCH
+        # A batch that is not full is the last: what is written meanwhile must not keep this going for ever.
+        while batch == _PRUNE_BATCH:
+            batch = await self._database.write(lambda own: operation.prune_but_newest(own, keep, _PRUNE_BATCH))
             pruned += batch
         return pruned
 
-    def _is_due(self, running: RunningOperation) -> bool:
-        if running.operation_id in self._unshared:
-            return False
-        return running.progress().elapsed - (running.written_at or timedelta(0)) >= self._interval
+    async def _require_unused(self, wanted: uuid.UUID) -> None:
+        # Of two that come at once with one id, the first has it in `_claimed` before it asks the catalog.
+        taken = InvalidArgument(f"There is an operation {wanted} already; give each one an id of its own.")
+        if wanted in self._running or wanted in self._claimed:
+            raise taken
+        self._claimed.add(wanted)
+        try:
+            if await self._recorded(wanted) is not None:
+                raise taken
+        finally:
+            self._claimed.discard(wanted)
 
-    def _wait_with(self, record: Record) -> None:
+    async def _recorded(self, wanted: uuid.UUID) -> OperationProgress | None:
+        if wanted in self._waiting or self._flushing.locked():
+            await self.flush()
+        async with self._database.reading() as connection:
+            row = await operation.find(connection, wanted)
+        return None if row is None else as_progress(row)
+
+    def _ended(self, running: RunningOperation) -> None:
+        self._running.pop(running.operation_id, None)
+        if running.recorded:
+            last = running.progress()
+            self._wait_with(running.record(OperationStatus(last.status), last.error), time.monotonic())
+
+    async def _write_ended(self) -> None:
+        ended, self._waiting = self._waiting, OrderedDict()
+        if not ended:
+            return
+        now = time.monotonic()
+        records = [replace(record, ago=timedelta(seconds=now - at)) for record, at in ended.values()]
+        try:
+            await self._write(lambda own: operation.write_ended(own, records))
+        except BaseException:
+            newer, self._waiting = self._waiting, OrderedDict()
+            for record, at in (ended | newer).values():
+                self._wait_with(record, at)
+            raise
+
+    async def _write_running(self) -> None:
+        long = [running for running in self._running.values() if self._is_due(running)]
+        if not long:
+            return
+        records = [running.record(OperationStatus.RUNNING) for running in long]
+        await self._write(lambda own: operation.write_running(own, records))
+        for running, record in zip(long, records, strict=True):
+            running.written_at = record.elapsed
+
+    async def _write(self, work: Work[None]) -> None:
+        try:
+            await self._database.write(work)
+        except OutcomeUnknown as error:
+            # What was written will be written again, and changes nothing then.
+            raise CatalogUnavailable("The connection was lost while operations were written; they are kept.") from error
+
+    def _is_due(self, running: RunningOperation) -> bool:
+        shown = running.shared and running.recorded
+        return shown and running.progress().elapsed - running.written_at >= self._interval
+
+    def _wait_with(self, record: Record, at: float) -> None:
         if len(self._waiting) >= _LIMIT:
-            del self._waiting[next(iter(self._waiting))]
-        self._waiting[record.operation_id] = record
+            self._waiting.popitem(last=False)
+        self._waiting[record.operation_id] = record, at
 
 
 def as_progress(row: AnyRow) -> OperationProgress:
@@ -233,5 +291,5 @@ def _as_id(operation_id: uuid.UUID | str) -> uuid.UUID:
         return operation_id
     try:
         return uuid.UUID(operation_id)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         raise InvalidArgument(f"{operation_id!r} is no operation id; give a UUID.") from None

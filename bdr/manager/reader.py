@@ -19,8 +19,9 @@ Fetch = Callable[[int, int], Coroutine[Any, Any, bytes]]
 class BinaryDataReader:
     """A file being read; made by `open()`. Works like a binary file, with coroutines.
 
-    Read from the beginning to the end without a seek, the bytes are compared with the SHA-256 that was recorded: if
-    they differ, `Corrupt` is raised instead of the last piece.
+    Read from the beginning to the end, the bytes are compared with the SHA-256 that was recorded: if they differ,
+    `Corrupt` is raised instead of the last piece, and from then on by every read. Who skips some is told nothing.
+    A read that fails or is cancelled leaves the reader where it stood, so it may be tried again.
     """
 
     def __init__(self, reference: BinaryDataReference, checksum: bytes, fetch: Fetch) -> None:
@@ -31,24 +32,28 @@ class BinaryDataReader:
         self._position = 0
         self._piece = b""
         self._piece_at = 0
+        self._next_at = 0
         self._ahead: tuple[int, asyncio.Task[bytes]] | None = None
         self._digest = hashlib.sha256()
         self._digested = 0
+        self._corrupt = False
         self._closed = False
+        self._one_at_a_time = asyncio.Lock()
 
     async def read(self, size: int = -1) -> bytes:
         """At most `size` bytes from where the reader stands, all that is left when negative, b"" at the end."""
-        left = max(self.size - self._position, 0)
-        wanted = left if size < 0 else min(size, left)
-        parts: list[bytes] = []
-        while wanted > 0:
-            part = await self._next(wanted)
-            parts.append(part)
-            wanted -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        async with self._one_at_a_time:
+            self._require_open()
+            start = self._position
+            try:
+                return await self._read(size)
+            except BaseException:
+                self._position = start
+                raise
 
     async def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a place, which may lie beyond the end; gives back where the reader stands now."""
+        self._require_open()
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
         if whence not in base:
             raise InvalidArgument(f"seek: whence is {whence!r}; it must be 0 (start), 1 (here) or 2 (end).")
@@ -59,6 +64,7 @@ class BinaryDataReader:
 
     async def tell(self) -> int:
         """Where the reader stands, in bytes from the beginning."""
+        self._require_open()
         return self._position
 
     async def close(self) -> None:
@@ -71,13 +77,26 @@ class BinaryDataReader:
         while part := await self.read(PIECE):
             yield part
 
-    async def _next(self, wanted: int) -> bytes:
+    def _require_open(self) -> None:
         if self._closed:
             raise InvalidArgument("This reader is closed.")
+
+    async def _read(self, size: int) -> bytes:
+        left = max(self.size - self._position, 0)
+        wanted = left if size < 0 else min(size, left)
+        parts: list[bytes] = []
+        while wanted > 0:
+            part = await self._next(wanted)
+            parts.append(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _next(self, wanted: int) -> bytes:
+        self._require_open()
+        if not 0 <= self._position - self._piece_at < len(self._piece):
+            # Always from the same places, whatever was sought before: so that they can be digested in order.
+            await self._load(self._position - self._position % PIECE)
         start = self._position - self._piece_at
-        if not 0 <= start < len(self._piece):
-            await self._load(self._position)
-            start = 0
         whole = start == 0 and wanted >= len(self._piece)
         part = self._piece if whole else self._piece[start : start + wanted]
         self._position += len(part)
@@ -92,12 +111,15 @@ class BinaryDataReader:
         else:
             await self._drop_ahead()
             piece = await self._fetch(offset, min(PIECE, self.size - offset))
-        self._fetch_ahead(offset + len(piece))
+        # Only for who reads on: after a seek, what follows may not be wanted.
+        if offset == self._next_at:
+            self._fetch_ahead(offset + len(piece))
+        self._next_at = offset + len(piece)
         await self._verify(offset, piece)
         self._piece, self._piece_at = piece, offset
 
     def _fetch_ahead(self, offset: int) -> None:
-        if offset < self.size:
+        if offset < self.size and not self._closed:
             fetched = asyncio.create_task(self._fetch(offset, min(PIECE, self.size - offset)))
             self._ahead = (offset, fetched)
 
@@ -111,11 +133,15 @@ class BinaryDataReader:
                 task.exception()
 
     async def _verify(self, offset: int, piece: bytes) -> None:
-        if offset != self._digested:
-            return
-        await asyncio.to_thread(self._digest.update, piece)
-        self._digested += len(piece)
-        if self._digested == self.size and self._digest.digest() != self._checksum:
+        if offset == 0:
+            self._digest, self._digested = hashlib.sha256(), 0
+        if offset == self._digested:
+            # A copy: the thread goes on when the caller is cancelled, and the piece will come again.
+            digest = self._digest.copy()
+            await asyncio.to_thread(digest.update, piece)
+            self._digest, self._digested = digest, offset + len(piece)
+            self._corrupt |= self._digested == self.size and digest.digest() != self._checksum
+        if self._corrupt:
             raise Corrupt(
                 f"The object of '{self.reference.file_key}' holds other bytes than were stored: its SHA-256 is "
                 f"{self._digest.hexdigest()}, recorded is {self._checksum.hex()}."

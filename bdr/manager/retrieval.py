@@ -2,20 +2,27 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from bdr.catalog import reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.reference import Location
 from bdr.errors import Corrupt, FileNotFound, Gone, Lost
 from bdr.keys import MAX_KEY_LENGTH, is_file_key
+from bdr.manager.cache import ByteCache
+from bdr.manager.description import as_reference
 from bdr.manager.engine import Engine
+from bdr.manager.operations import RunningOperation
+from bdr.manager.reader import PIECE, BinaryDataReader
+from bdr.settings import StorageType
 from bdr.storage.protocol import BinaryDataStorage
 
 # Hashing what is smaller costs less than handing it to a thread.
 _HASHED_INLINE = 1024 * 1024
 
-Read = Callable[[BinaryDataStorage, str], Awaitable[bytes]]
+T = TypeVar("T")
 
 
 def not_found(key: str) -> FileNotFound:
@@ -47,32 +54,111 @@ async def whole_row(engine: Engine, key: str) -> AnyRow:
     raise not_found(key)
 
 
-async def fetch(engine: Engine, key: str, location: Location, read: Read) -> bytes:
+def location_of(row: AnyRow) -> Location:
+    """Where the bytes of a whole row lie."""
+    return Location(row.blob_id, row.storage_name, row.object_path, row.file_size, row.checksum, row.ref_count)
+
+
+async def fetch(
+    engine: Engine, key: str, location: Location, read: Callable[[BinaryDataStorage, str], Awaitable[T]]
+) -> T:
     """Read from where the bytes lie; when they are not there, the catalog is asked again before anything is said.
 
     A reader resolves without a lock. If a delete commits after that, the object may be gone when it is read: the
-    second look finds no row, and the answer is Gone. If the row still means the same place, the object is lost.
+    second look finds no row, and the answer is Gone. If the row has a new place, that is tried: it was moved, and each
+    further try needs another move. If it still means the same place, the object is lost.
     """
-    storage = engine.storage(location.storage_name)
-    try:
-        return await read(storage, location.object_path)
-    except FileNotFound as error:
+    while True:
         try:
-            again = await locate(engine, key)
-        except FileNotFound:
-            raise Gone(f"The reference {key!r} was deleted while it was being read.") from error
-        if (again.storage_name, again.object_path) == (location.storage_name, location.object_path):
-            raise Lost(
-                f"The object of {key!r} is not in storage '{location.storage_name}' ({storage.location}, path "
-                f"{location.object_path}), though the catalog holds the reference."
-            ) from error
-    return await read(engine.storage(again.storage_name), again.object_path)
+            return await read(engine.storage(location.storage_name), location.object_path)
+        except FileNotFound as error:
+            location = await _moved(engine, key, location, error)
+
+
+async def _moved(engine: Engine, key: str, location: Location, error: FileNotFound) -> Location:
+    """The new place of what was not found at `location`; Gone or Lost when there is none."""
+    try:
+        again = await locate(engine, key)
+    except FileNotFound:
+        raise Gone(f"The reference {key!r} was deleted while it was being read.") from error
+    if (again.storage_name, again.object_path) == (location.storage_name, location.object_path):
+        raise Lost(
+            f"The object of {key!r} is not in storage '{location.storage_name}' "
+            f"({engine.storage(location.storage_name).location}, path {location.object_path}), though the catalog "
+            "holds the reference."
+        ) from error
+    return again
+
+
+class Retrievals:
+    """Reads from the storages and the cache; an operation that reached a storage is recorded."""
+
+    def __init__(self, engine: Engine, cache: ByteCache) -> None:
+        self._engine = engine
+        self.cache = cache
+
+    async def whole(self, key: str, location: Location, running: RunningOperation) -> bytes:
+        """The whole file, verified; of calls that want it at once, one reads it."""
+        if self._engine.storage(location.storage_name).storage_type == StorageType.MEMORY:
+            return await self._read(key, location, running)
+        data = await self.cache.get(location.blob_id, location.size, lambda: self._read(key, location, running))
+        if not running.recorded:
+            running.advance(len(data))
+        return data
+
+    async def part(self, key: str, location: Location, running: RunningOperation, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`, which must lie in the file."""
+        if length == 0:
+            return b""
+        running.recorded = True
+        data = await fetch(
+            self._engine, key, location, lambda storage, path: storage.retrieve_range(path, offset, length)
+        )
+        running.advance(len(data))
+        return data
+
+    @asynccontextmanager
+    async def reader(self, row: AnyRow, running: RunningOperation) -> AsyncIterator[BinaryDataReader]:
+        """A reader of the file of a whole row."""
+        reference, location = as_reference(row), location_of(row)
+
+        async def piece(offset: int, length: int) -> bytes:
+            return await self.part(reference.file_key, location, running, offset, length)
+
+        reader = BinaryDataReader(reference, location.checksum, piece)
+        try:
+            yield reader
+        finally:
+            await reader.close()
+
+    async def _read(self, key: str, location: Location, running: RunningOperation) -> bytes:
+        if location.size > PIECE:
+            return await self._read_in_pieces(key, running)
+        running.recorded = True
+        data = await fetch(self._engine, key, location, lambda storage, path: storage.retrieve(path))
+        running.advance(len(data))
+        await verify(key, location, data)
+        return data
+
+    async def _read_in_pieces(self, key: str, running: RunningOperation) -> bytes:
+        # So that there is progress to show, and that a piece, not the whole, is tried again.
+        row = await whole_row(self._engine, key)
+        async with self.reader(row, running) as reader:
+            data = await reader.read()
+        there = await fetch(self._engine, key, location_of(row), lambda storage, path: storage.get_metadata(path))
+        require_size(key, location_of(row), there.size)
+        return data
+
+
+def require_size(key: str, location: Location, size: int) -> None:
+    """Raise Corrupt unless the object has as many bytes as were stored."""
+    if size != location.size:
+        raise Corrupt(f"The object of {key!r} has {size} bytes; {location.size} were stored.")
 
 
 async def verify(key: str, location: Location, data: bytes) -> None:
     """Raise Corrupt unless `data` is what was stored."""
-    if len(data) != location.size:
-        raise Corrupt(f"The object of {key!r} has {len(data)} bytes; {location.size} were stored.")
+    require_size(key, location, len(data))
     small = len(data) < _HASHED_INLINE
     digest = hashlib.sha256(data) if small else await asyncio.to_thread(hashlib.sha256, data)
     if digest.digest() != location.checksum:
