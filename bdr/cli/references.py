@@ -1,0 +1,143 @@
+"""`bdr stat`, `ls`, `register`, `release` and `rm`: references and their counts."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bdr.cli.catalog import catalog
+from bdr.cli.failures import UsageError
+from bdr.cli.options import Common, Given, Json, Key, Limit
+from bdr.cli.output import emit, emit_fields, emit_json, emit_table
+from bdr.cli.text import NOTHING, moment, size
+from bdr.errors import OperationError, Pinned
+
+if TYPE_CHECKING:
+    from bdr.manager.description import BinaryDataDetails
+
+_COLUMNS = ("KEY", "SIZE", "COUNT", "TYPE", "NAMESPACE", "STORED", "EXPIRES", "NAME")
+
+
+async def stat(key: Key, /, *, as_json: Json = False, common: Given) -> None:
+    """Show all that the catalog knows of a reference."""
+    from bdr.keys import is_file_key
+    from bdr.manager.description import as_details
+    from bdr.manager.retrieval import not_found
+
+    async with catalog(common.settings()) as database, database.reading() as connection:
+        from bdr.catalog import reference
+
+        found = await reference.details(connection, [key]) if is_file_key(key) else {}
+    if key not in found:
+        raise not_found(key)
+    details = as_details(found[key])
+    if as_json:
+        emit_json(details.model_dump(mode="json"))
+    else:
+        emit_fields(_fields(details))
+
+
+async def ls(
+    *,
+    namespace: str | None = None,
+    limit: Limit = 100,
+    before: str | None = None,
+    as_json: Json = False,
+    common: Given,
+) -> None:
+    """List references, the newest first.
+
+    For example:
+        bdr ls --namespace tenant-1 --limit 20
+        bdr ls --before 06abcdefghijklmnopqrstuvwx.pdf
+
+    Args:
+        namespace: Only those of this namespace.
+        before: Only those older than this key: the last one of the page before.
+    """
+    from bdr.catalog import reference
+    from bdr.keys import is_file_key
+    from bdr.manager.description import as_details
+
+    if before is not None and not is_file_key(before):
+        raise UsageError(f"--before is a file key, which {before!r} is not.")
+    async with catalog(common.settings()) as database, database.reading() as connection:
+        page = [as_details(row) for row in await reference.page(connection, before, limit, namespace)]
+    if as_json:
+        emit_json([details.model_dump(mode="json") for details in page])
+    else:
+        emit_table(_COLUMNS, (_row(details) for details in page))
+
+
+async def register(key: Key, /, *, as_json: Json = False, common: Given) -> None:
+    """Count one more use of a file and print the new count."""
+    await _count("register_reference", key, common, as_json=as_json)
+
+
+async def release(key: Key, /, *, as_json: Json = False, common: Given) -> None:
+    """Count one use less of a file and print the new count.
+
+    At zero the retention begins, and when it is over a reaper deletes the file.
+    A retention of zero deletes it at once.
+    """
+    await _count("release_reference", key, common, as_json=as_json)
+
+
+async def rm(key: Key, /, *, force: bool = False, as_json: Json = False, common: Given) -> None:
+    """Delete a file that nothing refers to any more.
+
+    Args:
+        force: Delete it whatever its count, and even when it is pinned.
+    """
+    from bdr.connect import connect
+    from bdr.manager.deletion import Deletion
+
+    async with connect(settings=common.settings()) as binary:
+        verdict = await binary.delete(key, "delete", whatever_the_count=force, force=force)
+        if verdict is Deletion.PINNED:
+            raise Pinned(f"The reference {key!r} is pinned; --force deletes it all the same.")
+        if verdict is Deletion.REFERENCED:
+            count = (await binary.get_details(key)).ref_count
+            raise OperationError(
+                f"The reference {key!r} is still held (count {count}): release it first, or delete it with --force."
+            )
+    if as_json:
+        emit_json({"file_key": key, "deleted": True})
+    else:
+        emit(f"deleted {key}")
+
+
+async def _count(verb: str, key: str, common: Common, *, as_json: bool) -> None:
+    from bdr.connect import connect
+
+    async with connect(settings=common.settings()) as binary:
+        count: int = await getattr(binary, verb)(key)
+    if as_json:
+        emit_json({"file_key": key, "ref_count": count})
+    else:
+        emit(str(count))
+
+
+def _row(details: "BinaryDataDetails") -> tuple[str, ...]:
+    reference = details.reference
+    return (
+        reference.file_key,
+        size(reference.file_size),
+        f"{details.ref_count} pinned" if details.pinned else str(details.ref_count),
+        reference.mime_kind,
+        details.namespace,
+        moment(details.created_at),
+        moment(details.expires_at),
+        reference.file_name or NOTHING,
+    )
+
+
+def _fields(details: "BinaryDataDetails") -> list[tuple[str, str]]:
+    values: dict[str, Any] = details.model_dump(mode="json")
+    values = values.pop("reference") | values
+    values["file_size"] = f"{details.reference.file_size} ({size(details.reference.file_size)})"
+    return [(name, _written(value)) for name, value in values.items()]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | bool) else str(value)
