@@ -54,12 +54,14 @@ def _counting(asked: FromClause, change: Update, locked: Any) -> Any:
 
 
 _ASKED = asked_for("asked", file_key=Text(), n=BigInteger())
+# Counted from what was found under the lock, not from the row that the update finds: that is as old as the statement,
+# so a release that waited for a registration would take the zero from before it for the count.
 _HELD = _locked(_ASKED)
 REGISTER = _counting(
     _ASKED,
     update(Reference)
     .where(Reference.file_key == _HELD.c.file_key, Reference.file_key == _ASKED.c.file_key)
-    .values(ref_count=Reference.ref_count + _ASKED.c.n, last_access_at=_ACCESSED),
+    .values(ref_count=_HELD.c.ref_count + _ASKED.c.n, last_access_at=_ACCESSED),
     _HELD,
 )
 RELEASE = _counting(
@@ -68,9 +70,9 @@ RELEASE = _counting(
     .where(
         Reference.file_key == _HELD.c.file_key,
         Reference.file_key == _ASKED.c.file_key,
-        Reference.ref_count >= _ASKED.c.n,
+        _HELD.c.ref_count >= _ASKED.c.n,
     )
-    .values(ref_count=Reference.ref_count - _ASKED.c.n, last_access_at=_ACCESSED),
+    .values(ref_count=_HELD.c.ref_count - _ASKED.c.n, last_access_at=_ACCESSED),
     _HELD,
 )
 

@@ -3,20 +3,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from bdr import BinaryDataLifecycleManager, BinaryDataMetadata
 from tests.guarantees import objects_in
-
-
-async def rows(binary: BinaryDataLifecycleManager, sql: str) -> list[tuple[object, ...]]:
-    async with binary.engine.database.reading() as connection:
-        return [tuple(row) for row in await connection.execute(text(sql))]
-
-
-async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
+from tests.lifecycle.support import chunks, rows
 
 
 async def test_what_was_stored_is_read_back_with_its_description(binary: BinaryDataLifecycleManager) -> None:
