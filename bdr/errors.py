@@ -3,6 +3,7 @@
 Driver and OpenDAL errors become these at one seam each: `bdr.catalog.database` and `bdr.storage.translate`.
 """
 
+import asyncio
 from collections.abc import Sequence
 
 
@@ -102,6 +103,7 @@ class OutcomeUnknown(BinaryStorageError):
 
     Attributes:
         keys: the file keys it was about. Ask for their state before doing anything again.
+        cancelled: whether nobody waited for the answer, because the caller was cancelled meanwhile.
     """
 
     def __init__(self, keys: Sequence[str], what: str = "The operation") -> None:
@@ -112,3 +114,7 @@ class OutcomeUnknown(BinaryStorageError):
             f"{what} on {shown or 'no key'} was sent to the database and its answer lost: it happened wholly or not "
             "at all. Look at the reference before repeating it."
         )
+
+    @property
+    def cancelled(self) -> bool:
+        return isinstance(self.__cause__, asyncio.CancelledError)

@@ -273,8 +273,9 @@ async def _give_up(connection: AsyncConnection, error: Exception) -> None:
 
 async def as_connection(connection: AsyncConnection | AsyncSession) -> AsyncConnection:
     """The connection of a caller's transaction; InvalidArgument when it is in autocommit mode and has none."""
-    joined = await connection.connection() if isinstance(connection, AsyncSession) else connection
-    raw = await joined.get_raw_connection()
+    with translated():
+        joined = await connection.connection() if isinstance(connection, AsyncSession) else connection
+        raw = await joined.get_raw_connection()
     if raw.dbapi_connection is None or joined.dialect.detect_autocommit_setting(raw.dbapi_connection):
         raise InvalidArgument("The connection is in autocommit mode; give one inside a transaction (`engine.begin()`).")
     return joined

@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog import blob, operation, reference
-from bdr.catalog.blob import LIVE, Reservation
+from bdr.catalog.blob import PENDING, Reservation
 from bdr.catalog.database import translated
+from bdr.catalog.operation import Record
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OperationError, OutcomeUnknown, TransactionConflict
-from bdr.keys import encode, new_id, object_path
+from bdr.keys import new_id, object_path
 from bdr.manager.engine import Engine
-from bdr.manager.operations import RunningOperation, status_of
+from bdr.manager.operations import RunningOperation, status_of, text_of
 from bdr.progress import OperationStatus
 from bdr.storage.protocol import BinaryDataStorage, StoredObject
 
@@ -32,14 +33,17 @@ class Upload:
     """One upload under way.
 
     Attributes:
+        grace: how long its row outlives it when it fails: as long as what it wrote may still land.
         renewed_at: when its deadline was last pushed on, on this process's monotonic clock.
+        locked: the caller's transaction holds the row locked; no reaper takes it, and nobody else can change it.
         lost: a reaper claimed its row; nothing of it will be published.
     """
 
     reservation: Reservation
     file_key: str
-    connection: AsyncConnection | None
-    renewed_at: float = field(default_factory=time.monotonic)
+    grace: timedelta
+    renewed_at: float
+    locked: bool = False
     lost: bool = False
 
 
@@ -48,6 +52,7 @@ class Ending(Enum):
 
     PUBLISHED = "published"
     OWNED = "owned"
+    UNDECIDED = "undecided"
 
 
 class Uploads:
@@ -71,19 +76,20 @@ class Uploads:
 
         A write is never tried again: a first one that timed out may still land on the path.
         """
-        upload = await self._reserve(file_key, connection)
+        upload = await self._reserve(file_key)
         blob_id = upload.reservation.blob_id
         self._under_way[blob_id] = upload
         row: dict[str, Any] = {}
         try:
+            if connection is not None:
+                await _lock(upload, connection)
             storage = self._engine.storage(upload.reservation.storage_name)
+            upload.grace = self._grace
             stored = await write(storage, upload.reservation.object_path, upload)
             row = describe(stored) | {"file_key": file_key, "blob_id": blob_id}
-            await self._publish(upload, row, stored, running)
+            await self._publish(upload, row, stored, running, connection)
         except BaseException as error:
-            if await self._settle(upload, error, running) is Ending.OWNED:
-                if isinstance(error, OutcomeUnknown):
-                    raise _known_to_have_failed() from error
+            if not await self._is_published(upload, error, running):
                 raise
         finally:
             del self._under_way[blob_id]
@@ -100,7 +106,7 @@ class Uploads:
         aging = {
             blob_id: upload
             for blob_id, upload in self._under_way.items()
-            if upload.renewed_at < due and upload.connection is None
+            if upload.renewed_at < due and not upload.locked
         }
         if not aging:
             return
@@ -110,26 +116,29 @@ class Uploads:
             upload.renewed_at = started
             upload.lost = blob_id not in renewed
 
-    async def _reserve(self, file_key: str, connection: AsyncConnection | None) -> Upload:
+    async def _reserve(self, file_key: str) -> Upload:
         name = self._engine.default_storage
         await self._engine.require_verified(name)
         blob_id = new_id()
         reservation = Reservation(blob_id, name, object_path(blob_id), self._engine.instance_id)
-        await self._engine.database.write(lambda own: blob.reserve(own, [reservation], self._lease))
-        if connection is not None:
-            with translated():
-                visible = await blob.lock_pending(connection, blob_id)
-            if not visible:
-                nothing = timedelta(0)
-                await self._engine.database.write(lambda own: blob.abandon(own, blob_id, nothing, "never begun"))
-                raise TransactionConflict(
-                    "The transaction's snapshot is older than this upload, so it could never publish it: at REPEATABLE "
-                    "READ and SERIALIZABLE let store_data be the transaction's first statement, or store before it."
-                )
-        return Upload(reservation, file_key, connection)
+        # As long as nothing is written, nothing can land late.
+        upload = Upload(reservation, file_key, grace=timedelta(0), renewed_at=time.monotonic())
+        try:
+            await self._engine.database.write(lambda own: blob.reserve(own, [reservation], self._lease))
+        except OutcomeUnknown as error:
+            # If the row is there it stands for nothing, and goes when its deadline has passed.
+            raise CatalogUnavailable(
+                "The connection to the database was lost before anything was written; nothing was stored."
+            ) from error
+        return upload
 
     async def _publish(
-        self, upload: Upload, row: dict[str, Any], stored: StoredObject, running: RunningOperation
+        self,
+        upload: Upload,
+        row: dict[str, Any],
+        stored: StoredObject,
+        running: RunningOperation,
+        connection: AsyncConnection | None,
     ) -> None:
         async def work(own: AsyncConnection) -> None:
             if not await blob.publish(own, upload.reservation.blob_id, stored.size, stored.checksum):
@@ -141,43 +150,47 @@ class Uploads:
             record = running.record(OperationStatus.SUCCEEDED)
             await operation.write_ended(own, [record])
 
-        if upload.connection is None:
+        if connection is None:
             await self._engine.database.transaction(work, keys=[upload.file_key], what="Storing")
         else:
             with translated():
-                await work(upload.connection)
+                await work(connection)
 
-    async def _settle(self, upload: Upload, error: BaseException, running: RunningOperation) -> Ending:
-        """After a failure: see to it that the row owns whatever was written, and learn whether it was published.
+    async def _is_published(self, upload: Upload, error: BaseException, running: RunningOperation) -> bool:
+        """Whether an upload that ended with `error` is there all the same, and its caller still waits for the key.
+
+        Raises what `error` turns into once the catalog has told that nothing was committed.
+        """
+        failure = _when_unpublished(error)
+        record = running.record(status_of(failure), text_of(failure))
+        ending = await self._settle(upload, error, record)
+        if ending is Ending.OWNED and failure is not error:
+            raise failure from error
+        cancelled = isinstance(error, OutcomeUnknown) and error.cancelled
+        return ending is Ending.PUBLISHED and not cancelled
+
+    async def _settle(self, upload: Upload, error: BaseException, record: Record) -> Ending:
+        """After a failure: see to it that a row owns whatever was written, and learn whether it was published.
 
         Shielded: a caller that is cancelled, perhaps twice, does not keep this from being done.
         """
-        task = asyncio.create_task(self._end(upload, error, running))
+        task = asyncio.create_task(self._end(upload, record))
         try:
-            ending = await asyncio.shield(task)
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # A caller who was told nothing yet of a publish that may have happened must not hear that it did not.
+            if not isinstance(error, OutcomeUnknown):
+                raise
         except BinaryStorageError as failure:
             logger.warning("Upload of %s is left to its deadline: %s", upload.file_key, failure)
-            if isinstance(error, OutcomeUnknown):
-                raise error from failure
-            return Ending.OWNED
-        if ending is Ending.PUBLISHED and _is_cancelled():
-            # It is there, but nobody waits for its key any more.
-            raise OutcomeUnknown([upload.file_key], "Storing") from error
-        return ending
+        return Ending.UNDECIDED
 
-    async def _end(self, upload: Upload, error: BaseException, running: RunningOperation) -> Ending:
-        why = str(error) or type(error).__name__
-        record = running.record(status_of(error), why)
-
+    async def _end(self, upload: Upload, record: Record) -> Ending:
         async def work(own: AsyncConnection) -> Ending:
-            # In a caller's transaction the row is locked by the caller: it stays pending until its deadline passes,
-            # or turns live if the caller commits what was published after all.
-            if upload.connection is None:
-                ending = await self._abandon(own, upload, why)
-                if ending is Ending.PUBLISHED:
-                    return ending
-            await operation.write_ended(own, [record])
-            return Ending.OWNED
+            ending = await self._abandon(own, upload, record.error or "")
+            if ending is Ending.OWNED:
+                await operation.write_ended(own, [record])
+            return ending
 
         return await self._engine.database.transaction(work)
 
@@ -185,33 +198,40 @@ class Uploads:
         """Give the row to the reaper, unless it was published.
 
         A commit whose answer was lost may still be under way at the server: the update waits for its row lock, and
-        when it gets it, the outcome is decided.
+        when it gets it, the outcome is decided. A row that the caller's transaction holds locked stays as it is: it
+        turns live if the caller commits what was published after all, or its deadline passes.
         """
-        blob_id = upload.reservation.blob_id
-        if await blob.abandon(own, blob_id, self._grace, why):
+        reservation = upload.reservation
+        held = upload.locked and await blob.state_of(own, reservation.blob_id) == PENDING
+        if held or await blob.abandon(own, reservation.blob_id, upload.grace, why):
             return Ending.OWNED
-        if await reference.exists_with(own, upload.file_key, blob_id):
+        if await reference.exists_with(own, upload.file_key, reservation.blob_id):
             return Ending.PUBLISHED
-        state = await blob.state_of(own, blob_id)
-        if state is None:
+        if await blob.state_of(own, reservation.blob_id) is None:
             # A reaper was done with the row before our write was: what we wrote needs an owner again.
-            await blob.readopt(own, upload.reservation, self._grace, why)
-        elif state == LIVE:
-            # Published, and its reference already deleted by somebody else: the blob's end is theirs.
-            logger.debug("Blob %s was published and its reference is gone already", encode(blob_id))
+            await blob.readopt(own, reservation, upload.grace, why)
         return Ending.OWNED
 
 
-def _known_to_have_failed() -> BaseException:
-    """What a lost answer turned into, once the catalog told that nothing was committed."""
-    if _is_cancelled():
+async def _lock(upload: Upload, connection: AsyncConnection) -> None:
+    """Lock the row for the caller's transaction, until that ends."""
+    upload.locked = True
+    with translated():
+        upload.locked = await blob.lock_pending(connection, upload.reservation.blob_id)
+    if not upload.locked:
+        raise TransactionConflict(
+            "The transaction's snapshot is older than this upload, so it could never publish it: at REPEATABLE READ "
+            "and SERIALIZABLE let store_data be the transaction's first statement, or store before it."
+        )
+
+
+def _when_unpublished(error: BaseException) -> BaseException:
+    """What `error` turns into once the catalog has told that nothing was committed."""
+    if not isinstance(error, OutcomeUnknown):
+        return error
+    if error.cancelled:
         return asyncio.CancelledError()
     return CatalogUnavailable("The connection to the database was lost while publishing; nothing was stored.")
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 async def guarded(chunks: AsyncIterator[bytes], upload: Upload, running: RunningOperation) -> AsyncIterator[bytes]:
