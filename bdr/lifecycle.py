@@ -1,5 +1,6 @@
 """BinaryDataLifecycleManager: counts, retention and the reaper, over the files of a BinaryDataManager."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -9,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bdr.catalog import count
 from bdr.catalog.count import Counted
 from bdr.catalog.database import as_connection, translated
-from bdr.errors import BinaryStorageError, NotReferenced
+from bdr.errors import BinaryStorageError, FileNotFound, NotReferenced, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
 from bdr.manager.deletion import Deletion
@@ -115,5 +116,12 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         # The release counts whatever becomes of this: a reaper does it later.
         try:
             await self.cleanup_data(key)
+        except FileNotFound:
+            logger.debug("%s was released, and somebody else was quicker to clean it up", key)
         except BinaryStorageError as error:
+            if isinstance(error, OutcomeUnknown) and error.cancelled:
+                raise OutcomeUnknown([key], "Releasing") from error.__cause__
             logger.warning("%s was released and is left to the reaper: %s", key, error)
+        except asyncio.CancelledError as cancelled:
+            # A plain cancellation would say that nothing was counted.
+            raise OutcomeUnknown([key], "Releasing") from cancelled

@@ -4,6 +4,7 @@ Once the first step is committed nobody can reach the blob any more; if this pro
 the row is still there as `deleting` and a reaper does the rest. Every step may be repeated.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from bdr.catalog.blob import ClaimedBlob
 from bdr.catalog.database import Database
 from bdr.catalog.operation import Record
 from bdr.catalog.reference import DeletedReference
-from bdr.errors import BinaryStorageError
+from bdr.errors import BinaryStorageError, OutcomeUnknown
 from bdr.keys import new_id
 from bdr.manager.engine import Engine
 from bdr.manager.sweep import sweep_objects
@@ -96,9 +97,14 @@ async def delete_references(
 
     if connection is not None:
         await work(connection)
-    else:
-        await engine.database.transaction(work, keys=keys, what=operation_type.capitalize())
+        return verdicts
+    what = operation_type.capitalize()
+    await engine.database.transaction(work, keys=keys, what=what)
+    try:
         await _sweep_at_once(engine, claimed)
+    except asyncio.CancelledError as cancelled:
+        # A plain cancellation would say that nothing was deleted.
+        raise OutcomeUnknown(keys, what) from cancelled
     return verdicts
 
 
