@@ -210,9 +210,15 @@ ORPHAN_BLOBS = (
 )
 
 
+# Not `now()`, the columns' default: a caller's transaction may have begun long ago, and retention counts from here.
+_CREATE = insert(Reference).values(
+    ref_count=1, created_at=func.clock_timestamp(), last_access_at=func.clock_timestamp()
+)
+
+
 async def create(connection: AsyncConnection, row: dict[str, Any]) -> None:
     """Insert a reference with count 1; its blob must be live by then, or the foreign key refuses it."""
-    await connection.execute(insert(Reference).values(ref_count=1), row)
+    await connection.execute(_CREATE, row)
 
 
 async def resolve(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Location]:
@@ -295,5 +301,5 @@ async def expire_now(connection: AsyncConnection, keys: Sequence[str], *, whatev
     """
     ended: dict[str, Any] = {"zero_ref_retention": timedelta(0)}
     if whatever_the_count:
-        ended |= {"ref_count": 0, "max_retention": timedelta(0), "pinned": False}
+        ended |= {"ref_count": 0, "max_retention": timedelta(0), "held_at_max_retention": "delete", "pinned": False}
     await connection.execute(update(Reference).where(Reference.file_key.in_(in_order(keys))).values(ended))
