@@ -5,10 +5,12 @@ import io
 import json
 import math
 import random
+import re
 import struct
 import wave
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from docx import Document
 from openpyxl import Workbook
@@ -24,6 +26,10 @@ _ARTICLES = ("paper A4", "ink, black", 'frame 12"', "stapler", "envelope")
 _FRAMES = 12
 _FRAME_RATE = 12
 _PICTURE_SIZE = (160, 120)
+_HAS_INDEX = _KEY_FRAME = 0x10
+# The time of day in an Office file.
+_TIME = re.compile(rb"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_FIXED_TIME = b"2024-02-29T12:00:00Z"
 
 
 def make_documents(folder: Path) -> list[Path]:
@@ -101,12 +107,22 @@ def _text(path: Path) -> None:
     path.write_text("Notes of the quarter\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _without_time(path: Path) -> None:
+    """Write an Office file anew without the time at which it was made; it is a ZIP archive of XML."""
+    with ZipFile(path) as archive:
+        parts = [(name, archive.read(name)) for name in archive.namelist()]
+    with ZipFile(path, "w") as archive:
+        for name, content in parts:
+            archive.writestr(ZipInfo(name), _TIME.sub(_FIXED_TIME, content), ZIP_DEFLATED)
+
+
 def _xlsx(path: Path) -> None:
     book = Workbook()
     sheet = book.create_sheet("Orders", 0)
     for row in (_HEADER, *_orders()):
         sheet.append(row)
     book.save(path)
+    _without_time(path)
 
 
 def _docx(path: Path) -> None:
@@ -118,6 +134,7 @@ def _docx(path: Path) -> None:
             cell.text = str(value)
     letter.add_paragraph("With kind regards, the warehouse.").paragraph_format.page_break_before = True
     letter.save(str(path))
+    _without_time(path)
 
 
 def _pptx(path: Path) -> None:
@@ -128,6 +145,7 @@ def _pptx(path: Path) -> None:
         ordered = [f"{order[3]} x {order[2]}" for order in _orders() if order[1] == customer]
         slide.placeholders[1].text = "\n".join(ordered[:6])
     slides.save(str(path))
+    _without_time(path)
 
 
 def _wav(path: Path) -> None:
@@ -147,7 +165,7 @@ def _avi(path: Path) -> None:
     movie, index = b"movi", b""
     for frame in frames:
         # Offsets count from the word "movi", sizes leave the padding out.
-        index += struct.pack("<4sIII", b"00dc", 0x10, len(movie), len(frame))
+        index += struct.pack("<4sIII", b"00dc", _KEY_FRAME, len(movie), len(frame))
         movie += _chunk(b"00dc", frame)
     body = b"AVI " + _avi_headers(max(map(len, frames))) + _chunk(b"LIST", movie) + _chunk(b"idx1", index)
     path.write_bytes(_chunk(b"RIFF", body))
@@ -165,44 +183,14 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 def _avi_headers(largest: int) -> bytes:
     width, height = _PICTURE_SIZE
-    has_index = 0x10
     main = struct.pack(
-        "<14I",
-        1_000_000 // _FRAME_RATE,
-        largest * _FRAME_RATE,
-        0,
-        has_index,
-        _FRAMES,
-        0,
-        1,
-        largest,
-        width,
-        height,
-        0,
-        0,
-        0,
-        0,
-    )
+        "<14I", 1_000_000 // _FRAME_RATE, largest * _FRAME_RATE, 0, _HAS_INDEX, _FRAMES, 0, 1, largest, width, height,
+        0, 0, 0, 0,
+    )  # fmt: skip
     stream = struct.pack(
-        "<4s4sIHHIIIIIIII4H",
-        b"vids",
-        b"MJPG",
-        0,
-        0,
-        0,
-        0,
-        1,
-        _FRAME_RATE,
-        0,
-        _FRAMES,
-        largest,
-        0xFFFFFFFF,
-        0,
-        0,
-        0,
-        width,
-        height,
-    )
+        "<4s4sIHHIIIIIIiI4H", b"vids", b"MJPG", 0, 0, 0, 0, 1, _FRAME_RATE, 0, _FRAMES, largest, -1, 0,
+        0, 0, width, height,
+    )  # fmt: skip
     picture = struct.pack("<IiiHH4sIiiII", 40, width, height, 1, 24, b"MJPG", width * height * 3, 0, 0, 0, 0)
     streams = b"strl" + _chunk(b"strh", stream) + _chunk(b"strf", picture)
     return _chunk(b"LIST", b"hdrl" + _chunk(b"avih", main) + _chunk(b"LIST", streams))
