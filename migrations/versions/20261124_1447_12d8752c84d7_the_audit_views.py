@@ -108,8 +108,8 @@ EXPIRING_SOON = View(
     JOIN bdr.blob b ON b.blob_id = r.blob_id
     WHERE r.expires_at > now()
     """,
-    "What will expire, when, and by which rule, if nobody registers or reads it before. ORDER BY expires_at LIMIT n, "
-    "or a condition on expires_at, reads no more than it shows. What has expired already is in reaper_backlog.",
+    "What will expire, when, and by which rule, if nobody registers or reads it before. ORDER BY expires_at LIMIT n "
+    "reads no more than it shows. What has expired already is in reaper_backlog.",
     {
         "file_key": "The reference.",
         "namespace": "As in binary_data_reference.",

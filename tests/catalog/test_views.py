@@ -124,7 +124,7 @@ async def test_held_longest_shows_what_is_held_with_its_age_its_labels_and_its_e
 
 async def make_expiring(connection: AsyncConnection) -> None:
     await make_blob(connection, 1)
-    for file_key, other in {
+    given: dict[str, dict[str, Any]] = {
         "by-age": {"created_at": -200 * DAY, "max_retention": 201 * DAY},
         "by-age-unheld": {"ref_count": 0, "max_retention": 2 * DAY, "zero_ref_retention": 3 * DAY},
         "both": {"ref_count": 0, "max_retention": 3 * DAY, "zero_ref_retention": 3 * DAY},
@@ -133,7 +133,8 @@ async def make_expiring(connection: AsyncConnection) -> None:
         "pinned": {"pinned": True, "max_retention": DAY},
         "kept": {"created_at": -DAY, "max_retention": 2 * DAY, "held_at_max_retention": "keep"},
         "for-ever": {"ref_count": 0},
-    }.items():
+    }
+    for file_key, other in given.items():
         await make_reference(connection, file_key, 1, **other)
 
 
@@ -171,7 +172,7 @@ async def test_the_backlog_is_what_is_due_by_storage_and_state(connection: Async
     # The other reference of this one's blob has not expired, so its bytes stay.
     await make_reference(connection, "k3", 2, **expired)
     await make_reference(connection, "k4", 2)
-    unfinished = {"checksum": None, "size": None}
+    unfinished: dict[str, Any] = {"checksum": None, "size": None}
     await make_blob(connection, 3, **unfinished, state="pending", next_attempt_at=-HOUR)
     await make_blob(connection, 4, **unfinished, state="pending", next_attempt_at=HOUR)
     await make_blob(connection, 5, **unfinished, state="deleting", next_attempt_at=-2 * HOUR)

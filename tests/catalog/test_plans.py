@@ -1,0 +1,365 @@
+"""Every hot statement finds its rows by an index: what it reads does not grow with the tables.
+
+Each is run as the code sends it, on a filled catalog, once with a plan for its parameters and once with a plan for any.
+A batch is small beside the tables here, as the real ones are beside real tables; a large part of a table is read from
+end to end, rightly, since that is cheaper.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.sql.expression import SelectBase, UpdateBase
+
+from bdr.catalog import blob, count, instance, operation, reference, storage
+from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
+from bdr.catalog.operation import Record
+from tests.catalog import filled
+from tests.catalog.plans import MODES, Plan, Sent, plan_of, sent_by
+from tests.fixtures.postgres import PostgresServer
+
+pytestmark = pytest.mark.both_majors
+
+BATCH: Final = 20
+LEASE: Final = timedelta(minutes=5)
+GROWING: Final = {"binary_data_reference", "blob", "operation", "operation_total", "engine_instance"}
+# For each item of a batch: what a statement may read, and the pages it may touch. Half the pages are those of indexes:
+# a row that cannot stay where it is (no HOT update) is written to each of its table's.
+ROWS: Final = 10
+PAGES: Final = 50
+# Besides: the pages that a search for free space looks at.
+MORE_PAGES: Final = 150
+
+# Never sent as they are: others are made from them.
+PARTS: Final = {"_DETAILS", "_INSERT", "_ENDED", "_RECORD", "_KNOWN", "_NEWEST_TO_GO"}
+# Statistics are the sum of all records: TOTALS reads the whole of `operation` and `operation_total`, each time. Records
+# are pruned by age, which is what bounds it.
+READS_ALL: Final = {"TOTALS"}
+
+# How many rows these yield depends on the parameters, and a plan for any expects many: it reads whole tables. That is
+# as it should be while the server does not take it, because it expects it to cost more than planning for each.
+PLANNED_EACH_TIME: Final = {
+    "page_of_a_small_namespace",
+    "PRUNE_OLD",
+    "PRUNE_BUT_NEWEST",
+    "DECLARE_DEAD",
+    "_FORGOTTEN",
+    "_LEFT",
+}
+RUNNING: Final = filled.OPERATIONS // 301
+
+REFERENCE_KEY: Final = "pk_binary_data_reference"
+REFERENCE_BLOB: Final = "ix_binary_data_reference_blob_id"
+REFERENCE_EXPIRY: Final = "ix_binary_data_reference_expires_at"
+REFERENCE_NAMESPACE: Final = "ix_binary_data_reference_namespace_file_key"
+BLOB_KEY: Final = "pk_blob"
+BLOB_STATE: Final = "uq_blob_blob_id_state"
+BLOB_PATH: Final = "uq_blob_storage_name_object_path"
+UNSETTLED: Final = "ix_blob_storage_name_state_next_attempt_at"
+OPERATION_KEY: Final = "pk_operation"
+OPERATION_START: Final = "ix_operation_started_at"
+OPERATION_RUNNING: Final = "ix_operation_running"
+INSTANCE_KEY: Final = "pk_engine_instance"
+INSTANCE_ALIVE: Final = "ix_engine_instance_alive"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Some work, and for each statement it sends the indexes that must be used: `a|b` is either.
+
+    Attributes:
+        sends: by the name of the statement's constant; what has none goes by the guard's own name.
+        items: how many it is about.
+    """
+
+    name: str
+    work: Callable[[AsyncConnection], Awaitable[object]]
+    sends: dict[str, set[str]]
+    items: int = BATCH
+
+
+def keys(first: int) -> list[str]:
+    # Not next to each other. Every fifth is not held: that is those whose `first` is.
+    return [filled.file_key(first + 35 * step) for step in range(BATCH)]
+
+
+def reservation() -> Reservation:
+    made = uuid.uuid4()
+    return Reservation(made, "main", str(made), filled.instance(1))
+
+
+def claimed() -> list[ClaimedBlob]:
+    numbers = range(filled.FIRST_DELETING, filled.FIRST_DELETING + 2 * BATCH, 2)
+    return [ClaimedBlob(filled.blob(number), "main", "path", filled.CLAIMED_UNTIL, 1) for number in numbers]
+
+
+def failed() -> list[FailedDelete]:
+    return [FailedDelete(one, "permission denied") for one in claimed()]
+
+
+def record(status: str) -> Record:
+    return Record(uuid.uuid4(), "store", filled.instance(1), status, file_key=filled.file_key(1), detail={"a": 1})
+
+
+def new_reference() -> dict[str, Any]:
+    row = {"file_key": "new", "blob_id": filled.blob(5), "namespace": "default", "mime_kind": "a/b", "file_size": 1000}
+    return row | {"labels": {}, "zero_ref_retention": LEASE, "max_retention": None}
+
+
+async def remove(connection: AsyncConnection) -> None:
+    locked = await reference.lock(connection, keys(5001))
+    await reference.remove(connection, list(locked.values()), LEASE)
+
+
+PENDING_ID: Final = filled.blob(filled.LIVE + 1)
+EXPIRED: Final = {
+    "CLAIM_EXPIRED": {REFERENCE_EXPIRY, BLOB_KEY},
+    "DELETE": {REFERENCE_KEY},
+    "ORPHAN_BLOBS": {BLOB_KEY, REFERENCE_BLOB},
+}
+REMOVED: Final = {
+    "LOCK_REFERENCES": {REFERENCE_KEY},
+    "LOCK_BLOBS": {BLOB_KEY},
+    "DELETE": {REFERENCE_KEY},
+    "ORPHAN_BLOBS": {BLOB_KEY, REFERENCE_BLOB},
+}
+FORGOTTEN: Final = {
+    "_FORGOTTEN": {BLOB_PATH, REFERENCE_BLOB},
+    "DELETE": {REFERENCE_KEY},
+    "_LEFT": {BLOB_PATH, REFERENCE_BLOB},
+    "_DELETE_BLOBS": {BLOB_KEY, REFERENCE_BLOB},
+    "_LOCK_STORAGE": set(),
+    "_DELETE_STORAGE": {BLOB_PATH},
+}
+GUARDS: Final = [
+    Guard("reserve", lambda own: blob.reserve(own, [reservation()], LEASE), {"RESERVE": set()}, items=1),
+    Guard(
+        "renew",
+        lambda own: blob.renew(own, [filled.blob(filled.LIVE + 1 + n) for n in range(BATCH)], LEASE),
+        {"RENEW": {BLOB_KEY}},
+    ),
+    Guard(
+        "lock_pending",
+        lambda own: blob.lock_pending(own, PENDING_ID),
+        {"lock_pending": {f"{BLOB_KEY}|{BLOB_STATE}"}},
+        items=1,
+    ),
+    Guard("publish", lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)), {"PUBLISH": {BLOB_KEY}}, items=1),
+    Guard("abandon", lambda own: blob.abandon(own, PENDING_ID, LEASE, "why"), {"ABANDON": {BLOB_KEY}}, items=1),
+    Guard("readopt", lambda own: blob.readopt(own, reservation(), LEASE, "why"), {"READOPT": set()}, items=1),
+    Guard(
+        "state_of",
+        lambda own: blob.state_of(own, PENDING_ID),
+        {"state_of": {f"{BLOB_KEY}|{BLOB_STATE}"}},
+        items=1,
+    ),
+    Guard(
+        "claim_stranded",
+        lambda own: blob.claim_stranded(own, "main", LEASE, BATCH),
+        {"CLAIM_STRANDED": {UNSETTLED, BLOB_KEY}},
+    ),
+    Guard("claim_due", lambda own: blob.claim_due(own, "main", LEASE, BATCH), {"CLAIM_DUE": {UNSETTLED, BLOB_KEY}}),
+    Guard("finish", lambda own: blob.finish(own, claimed()), {"FINISH": {BLOB_KEY}}),
+    Guard(
+        "postpone",
+        lambda own: blob.postpone(own, failed(), backoff=LEASE, backoff_max=LEASE, max_attempts=8),
+        {"POSTPONE": {BLOB_KEY}},
+    ),
+    Guard("hand_back", lambda own: blob.hand_back(own, failed(), LEASE), {"HAND_BACK": {BLOB_KEY}}),
+    Guard("register", lambda own: count.register(own, keys(5001)), {"REGISTER": {REFERENCE_KEY}}),
+    Guard("release", lambda own: count.release(own, keys(5001)), {"RELEASE": {REFERENCE_KEY}}),
+    Guard("touch", lambda own: count.touch(own, keys(5001)), {"TOUCH": {REFERENCE_KEY}}),
+    Guard("create", lambda own: reference.create(own, new_reference()), {"_CREATE": set()}, items=1),
+    Guard("resolve", lambda own: reference.resolve(own, keys(5001)), {"RESOLVE": {REFERENCE_KEY, BLOB_KEY}}),
+    Guard("details", lambda own: reference.details(own, keys(5001)), {"DETAILS": {REFERENCE_KEY, BLOB_KEY}}),
+    Guard(
+        "page",
+        lambda own: reference.page(own, filled.file_key(30_000), BATCH),
+        {"PAGE": {REFERENCE_KEY, BLOB_KEY}},
+    ),
+    Guard(
+        "page_of_a_small_namespace",
+        lambda own: reference.page(own, None, BATCH, "small"),
+        {"page_of_a_small_namespace": {REFERENCE_NAMESPACE, BLOB_KEY}},
+    ),
+    Guard(
+        "exists_with",
+        lambda own: reference.exists_with(own, filled.file_key(5), filled.blob(5)),
+        {"exists_with": {f"{REFERENCE_KEY}|{REFERENCE_BLOB}"}},
+        items=1,
+    ),
+    Guard("claim_expired", lambda own: reference.claim_expired(own, "main", BATCH), EXPIRED),
+    Guard("remove", remove, REMOVED),
+    Guard(
+        "expire_now",
+        lambda own: reference.expire_now(own, keys(5001), whatever_the_count=True),
+        {"expire_now": {REFERENCE_KEY}},
+    ),
+    Guard(
+        "write_ended", lambda own: operation.write_ended(own, [record("succeeded")]), {"WRITE_ENDED": set()}, items=1
+    ),
+    Guard(
+        "write_running",
+        lambda own: operation.write_running(own, [record("running")]),
+        {"WRITE_RUNNING": set()},
+        items=1,
+    ),
+    Guard(
+        "prune_old",
+        lambda own: operation.prune_old(own, timedelta(days=20), BATCH),
+        {"PRUNE_OLD": {OPERATION_START, OPERATION_KEY}},
+    ),
+    Guard(
+        "prune_but_newest",
+        lambda own: operation.prune_but_newest(own, BATCH, BATCH),
+        {"PRUNE_BUT_NEWEST": {OPERATION_START, OPERATION_KEY}},
+    ),
+    Guard("find", lambda own: operation.find(own, filled.operation(5)), {"find": {OPERATION_KEY}}, items=1),
+    Guard("latest", lambda own: operation.latest(own, BATCH), {"LATEST": {OPERATION_START}}),
+    Guard(
+        "latest_running",
+        lambda own: operation.latest(own, BATCH, running=True),
+        {"LATEST_RUNNING": {OPERATION_RUNNING}},
+        items=RUNNING,
+    ),
+    Guard("heartbeat", lambda own: instance.heartbeat(own, filled.instance(1)), {"HEARTBEAT": {INSTANCE_KEY}}, items=1),
+    Guard("declare_dead", lambda own: instance.declare_dead(own, LEASE), {"DECLARE_DEAD": {INSTANCE_ALIVE}}, items=5),
+    Guard(
+        "fail_lost",
+        instance.fail_lost,
+        {"FAIL_LOST": {OPERATION_RUNNING, OPERATION_KEY}},
+        items=RUNNING,
+    ),
+    Guard(
+        "memory_of_the_stopped",
+        instance.memory_of_the_stopped,
+        {"memory_of_the_stopped": {INSTANCE_KEY}},
+        items=filled.STORAGES,
+    ),
+    Guard("forget_memory", lambda own: instance.forget_memory(own, "memory-10", BATCH), FORGOTTEN, items=4),
+]
+
+
+def constants() -> dict[int, str]:
+    """The name of each statement that stands in a module, by its identity."""
+    modules = (storage, blob, reference, count, operation, instance)
+    found = (item for module in modules for item in vars(module).items())
+    return {id(value): name for name, value in found if isinstance(value, SelectBase | UpdateBase)}
+
+
+def test_every_statement_has_a_guard() -> None:
+    guarded = {name for guard in GUARDS for name in guard.sends}
+    assert set(constants().values()) - guarded == PARTS | READS_ALL
+
+
+@pytest.fixture(scope="module")
+async def filled_url(postgres: PostgresServer, template_database: str) -> AsyncIterator[str]:
+    """A filled catalog that the guards share; whatever they change, they roll back."""
+    name = await postgres.create_database(template_database)
+    connection = await asyncpg.connect(postgres.url(name))
+    await filled.fill(connection)
+    await connection.close()
+    yield postgres.url(name)
+    await postgres.drop_database(name)
+
+
+@pytest.fixture
+async def explaining(filled_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(filled_url)
+    yield connection
+    await connection.close()
+
+
+def require(plan: Plan, indexes: set[str], items: int) -> None:
+    assert plan.scanned & GROWING == set(), plan.text
+    assert all(plan.indexes & set(either.split("|")) for either in indexes), plan.text
+    assert plan.rows <= ROWS * items, plan.text
+    assert plan.buffers <= PAGES * items + MORE_PAGES, plan.text
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+async def test_a_statement_reads_what_it_is_about_and_no_more(
+    filled_url: str, explaining: asyncpg.Connection, guard: Guard
+) -> None:
+    names = constants()
+    sent = await sent_by(filled_url, guard.work)
+    assert {names.get(id(one.statement), guard.name) for one in sent} == set(guard.sends)
+    for one in sent:
+        name = names.get(id(one.statement), guard.name)
+        custom, generic = [await plan_of(explaining, one, mode) for mode in MODES]
+        require(custom, guard.sends[name], guard.items)
+        # A statement that finds nothing shows nothing.
+        assert custom.rows >= guard.items or not guard.sends[name], custom.text
+        if name in PLANNED_EACH_TIME:
+            assert generic.cost > 2 * custom.cost
+        else:
+            require(generic, guard.sends[name], guard.items)
+
+
+UNSETTLED_BLOBS: Final = filled.PENDING + filled.DELETING + filled.QUARANTINED
+# `usage` is not among them: like TOTALS it is about all rows.
+AUDITS: Final = [
+    ("held_longest ORDER BY file_key LIMIT 20", {REFERENCE_KEY, BLOB_KEY}, BATCH),
+    ("held_longest WHERE namespace = 'small' ORDER BY file_key LIMIT 20", {REFERENCE_NAMESPACE, BLOB_KEY}, BATCH),
+    ("expiring_soon ORDER BY expires_at LIMIT 20", {REFERENCE_EXPIRY, BLOB_KEY}, BATCH),
+    ("reaper_backlog", {REFERENCE_EXPIRY, REFERENCE_BLOB, UNSETTLED}, filled.EXPIRED + UNSETTLED_BLOBS),
+    ("stuck_blob ORDER BY created_at LIMIT 20", {UNSETTLED}, UNSETTLED_BLOBS),
+    ("stuck_blob WHERE storage_name = 'main' AND state = 'quarantined'", {UNSETTLED}, filled.QUARANTINED),
+]
+
+
+@pytest.mark.parametrize(("view", "indexes", "items"), AUDITS)
+async def test_an_audit_reads_what_it_shows_and_no_more(
+    explaining: asyncpg.Connection, view: str, indexes: set[str], items: int
+) -> None:
+    require(await plan_of(explaining, Sent(None, f"SELECT * FROM bdr.{view}", ())), indexes, items)
+
+
+async def updates(connection: AsyncConnection) -> tuple[int, int]:
+    """How many updates of references there have been, and how many left all indexes alone."""
+    await connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    found = await connection.execute(
+        text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'binary_data_reference'")
+    )
+    row = found.one()
+    return row.n_tup_upd, row.n_tup_hot_upd
+
+
+async def hot_share(url: str, work: Callable[[AsyncConnection], Awaitable[None]]) -> float:
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://"), isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        before = await updates(connection)
+        await work(connection)
+        after = await updates(connection)
+    await engine.dispose()
+    assert after[0] - before[0] > 1000
+    return (after[1] - before[1]) / (after[0] - before[0])
+
+
+async def test_counting_what_is_held_writes_to_no_index(filled_url: str) -> None:
+    """A held reference expires by its age, which no access changes; free space on its page is all it takes."""
+
+    async def work(own: AsyncConnection) -> None:
+        for turn in range(200):
+            some = keys(20_001 + 5 * (turn % 7))
+            await count.register(own, some)
+            await count.touch(own, some)
+            await count.release(own, some)
+
+    assert await hot_share(filled_url, work) > 0.95
+
+
+async def test_touching_what_is_not_held_moves_its_place_in_the_index_of_expiry(filled_url: str) -> None:
+    unheld = [filled.file_key(30_005 + 100 * step) for step in range(BATCH)]
+
+    async def work(own: AsyncConnection) -> None:
+        for _ in range(100):
+            await count.touch(own, unheld)
+
+    assert await hot_share(filled_url, work) == 0
