@@ -132,7 +132,8 @@ def _checked_directory(directory: str) -> str:
 def _checked_labels(labels: dict[str, Any]) -> dict[str, Any]:
     """The labels as they come back from the database: a copy, made of JSON's own types."""
     try:
-        encoded = json.dumps(labels, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        plain = json.loads(json.dumps(labels, ensure_ascii=False, allow_nan=False), parse_float=_as_stored)
+        encoded = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
         size = len(encoded.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"labels must be what JSON can hold: {error}") from error
@@ -140,7 +141,13 @@ def _checked_labels(labels: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"labels are {size:,} bytes as JSON; at most {MAX_LABELS_SIZE:,} are allowed")
     if _ESCAPED_NUL.search(encoded):
         raise ValueError("labels have a NUL character in a string, which PostgreSQL cannot hold")
-    return dict(json.loads(encoded))
+    return dict(plain)
+
+
+def _as_stored(number: str) -> float | int:
+    """A number as PostgreSQL gives it back: it writes no exponents, so large ones are whole, and no minus zero."""
+    value = float(number)
+    return int(value) if "e+" in number else value + 0.0
 
 
 FileSize = Annotated[int, Field(ge=0, le=MAX_FILE_SIZE)]

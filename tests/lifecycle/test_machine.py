@@ -1,0 +1,238 @@
+"""A state machine against a model: whatever engines do in whatever order, the catalog is what the model says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import bdr
+from bdr import BinaryDataLifecycleManager, FileNotFound, NotReferenced, Pinned
+from tests.fixtures.postgres import PostgresServer
+from tests.guarantees import objects_in, violations
+from tests.lifecycle.support import change, make_due, rows
+from tests.lifecycle.test_shared_blob import share
+
+T = TypeVar("T")
+Binary = BinaryDataLifecycleManager
+
+# Of the two engines, one cleans up at once; what is shared by SQL is kept for ever.
+RETENTIONS = (timedelta(hours=1), timedelta(0))
+ENGINES = st.integers(0, 1)
+PICKS = st.integers(0, 1000)
+
+
+@dataclass
+class Modelled:
+    """What the model knows of a reference: `idle` long since its last access, `aged` beyond its longest life."""
+
+    data: bytes
+    retention: timedelta | None
+    count: int = 1
+    pinned: bool = False
+    idle: bool = False
+    aged: bool = False
+
+    def is_expired(self) -> bool:
+        unused = self.count == 0 and (self.retention == timedelta(0) or (self.idle and self.retention is not None))
+        return not self.pinned and (unused or (self.aged and self.retention is not None))
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Two engines on one catalog and one folder."""
+
+    def __init__(self, postgres: PostgresServer, template: str, folder: Path) -> None:
+        super().__init__()
+        self.postgres = postgres
+        self.runner = asyncio.Runner()
+        self.model: dict[str, Modelled] = {}
+        self.name = self.run(postgres.create_database(template))
+        self.storage = bdr.BinaryStorageConfig(storage_type="fs", root=str(folder / self.name))
+        self.stacks = [AsyncExitStack(), AsyncExitStack()]
+        self.engines = [self.run(self.connect(number)) for number in (0, 1)]
+        self.caller = create_async_engine(postgres.url(self.name).replace("postgresql:", "postgresql+asyncpg:"))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    async def connect(self, number: int) -> Binary:
+        return await self.stacks[number].enter_async_context(
+            bdr.connect(
+                database_url=self.postgres.url(self.name),
+                storage=self.storage,
+                lifecycle=bdr.LifecycleCleanupConfig(zero_ref_retention=RETENTIONS[number]),
+                reaper=bdr.ReaperConfig(write_grace=timedelta(0)),
+            )
+        )
+
+    def pick(self, pick: int) -> tuple[str, Modelled | None]:
+        """A reference of the model, now and then one that is there no more."""
+        keys = [*self.model, "0" * 26]
+        key = keys[pick % len(keys)]
+        return key, self.model.get(key)
+
+    def expect(self, call: Coroutine[Any, Any, T], error: type[Exception] | None) -> T | None:
+        if error is None:
+            return self.run(call)
+        with pytest.raises(error):
+            self.run(call)
+        return None
+
+    # What callers do
+
+    @initialize(engine=ENGINES)
+    def begin(self, engine: int) -> None:
+        self.store(engine, b"first")
+
+    @rule(engine=ENGINES, data=st.binary(max_size=100))
+    def store(self, engine: int, data: bytes) -> None:
+        key = self.run(self.engines[engine].store_data(data)).file_key
+        self.model[key] = Modelled(data, RETENTIONS[engine])
+
+    @rule(engine=ENGINES)
+    def fail_to_store(self, engine: int) -> None:
+        async def broken() -> AsyncIterator[bytes]:
+            yield b"x" * 10_000
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            self.run(self.engines[engine].store_stream(broken()))
+
+    @rule(engine=ENGINES, pick=PICKS)
+    def register(self, engine: int, pick: int) -> None:
+        key, known = self.pick(pick)
+        count = self.expect(self.engines[engine].register_reference(key), None if known else FileNotFound)
+        if known:
+            known.count, known.idle = known.count + 1, False
+            assert count == known.count
+
+    @rule(engine=ENGINES, pick=PICKS)
+    def release(self, engine: int, pick: int) -> None:
+        key, known = self.pick(pick)
+        error = FileNotFound if known is None else NotReferenced if known.count == 0 else None
+        count = self.expect(self.engines[engine].release_reference(key), error)
+        if known and error is None:
+            known.count, known.idle = known.count - 1, False
+            assert count == known.count
+            if known.count == 0 and known.retention == timedelta(0) and not known.pinned:
+                del self.model[key]
+
+    @rule(engine=ENGINES, pick=PICKS)
+    def read(self, engine: int, pick: int) -> None:
+        key, known = self.pick(pick)
+        data = self.expect(self.engines[engine].get_data(key), None if known else FileNotFound)
+        self.run(self.engines[engine].access.flush())
+        if known:
+            assert data == known.data
+            known.idle = known.idle and known.count > 0
+
+    @rule(engine=ENGINES, pick=PICKS)
+    def cleanup(self, engine: int, pick: int) -> None:
+        key, known = self.pick(pick)
+        done = self.expect(self.engines[engine].cleanup_data(key), None if known else FileNotFound)
+        if known:
+            assert done is (known.count == 0 and not known.pinned)
+        if done:
+            del self.model[key]
+
+    @rule(engine=ENGINES, pick=PICKS, force=st.booleans())
+    def delete(self, engine: int, pick: int, force: bool) -> None:
+        key, known = self.pick(pick)
+        error = FileNotFound if known is None else Pinned if known.pinned and not force else None
+        self.expect(self.engines[engine].delete_data(key, force=force), error)
+        if error is None:
+            del self.model[key]
+
+    @rule(engine=ENGINES, pick=PICKS, commits=st.booleans())
+    def register_in_a_transaction(self, engine: int, pick: int, commits: bool) -> None:
+        key, known = self.pick(pick)
+
+        async def work() -> None:
+            async with self.caller.connect() as own:
+                await self.engines[engine].register_reference(key, connection=own)
+                await (own.commit() if commits else own.rollback())
+
+        self.expect(work(), None if known else FileNotFound)
+        if known and commits:
+            known.count, known.idle = known.count + 1, False
+
+    # What time and others do
+
+    @rule(pick=PICKS)
+    def share(self, pick: int) -> None:
+        first, known = self.pick(pick)
+        if known:
+            key = self.run(self.engines[0].engine.database.write(lambda own: share(own, first)))
+            self.model[key] = Modelled(known.data, None)
+
+    @rule(pick=PICKS, what=st.sampled_from(["idle", "aged", "pinned"]))
+    def pass_time(self, pick: int, what: str) -> None:
+        key, known = self.pick(pick)
+        if known:
+            setattr(known, what, not known.pinned if what == "pinned" else True)
+            update = {
+                "idle": "last_access_at = now() - interval '2 hours'",
+                "aged": "created_at = now() - interval '8 days'",
+                "pinned": f"pinned = {known.pinned}",
+            }
+            where = "WHERE file_key = :key"
+            self.run(change(self.engines[0], f"UPDATE bdr.binary_data_reference SET {update[what]} {where}", key=key))
+
+    @rule(who=st.sampled_from([(0,), (1,), (0, 1)]))
+    def reap(self, who: tuple[int, ...]) -> None:
+        async def passes() -> int:
+            reports = await asyncio.gather(*(self.engines[number].reap() for number in who))
+            return sum(report.references for report in reports)
+
+        expired = [key for key, known in self.model.items() if known.is_expired()]
+        assert self.run(passes()) == len(expired)
+        for key in expired:
+            del self.model[key]
+
+    @rule(engine=ENGINES)
+    def restart(self, engine: int) -> None:
+        self.run(self.stacks[engine].aclose())
+        self.engines[engine] = self.run(self.connect(engine))
+
+    # What must hold
+
+    @invariant()
+    def counts_are_the_models(self) -> None:
+        found = dict(self.run(rows(self.engines[0], "SELECT file_key, ref_count FROM bdr.binary_data_reference")))
+        assert found == {key: known.count for key, known in self.model.items()}
+
+    def teardown(self) -> None:
+        with self.runner:
+            self.run(self.end())
+
+    async def end(self) -> None:
+        one = self.engines[0]
+        storages = one.engine.storages
+        assert await violations(one.engine.database, storages) == []
+        await make_due(one)
+        await one.reap()
+        live = {path for (path,) in await rows(one, "SELECT object_path FROM bdr.blob")}
+        assert await objects_in(storages["main"]) == live
+        await self.caller.dispose()
+        for stack in self.stacks:
+            await stack.aclose()
+        await self.postgres.drop_database(self.name)
+
+
+def test_whatever_engines_do_the_catalog_is_what_the_model_says(
+    postgres: PostgresServer, template_database: str, tmp_path: Path
+) -> None:
+    class OnThisServer(Lifecycle):
+        def __init__(self) -> None:
+            super().__init__(postgres, template_database, tmp_path)
+
+    bounds = settings(max_examples=10, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(OnThisServer, settings=bounds)
