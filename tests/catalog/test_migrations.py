@@ -158,6 +158,22 @@ async def test_the_sql_needs_no_server_and_makes_the_same_schema(database_url: s
     assert await migrate.current(empty_database_url) == migrate.heads()[0]
 
 
+async def test_an_index_that_a_cut_off_attempt_left_behind_is_made_anew(
+    database_url: str, empty_database_url: str
+) -> None:
+    await migrate.upgrade(empty_database_url, "dcf7b82c6774")
+    async with connected(empty_database_url) as connection:
+        await connection.execute(
+            "CREATE INDEX ix_binary_data_reference_namespace_file_key ON bdr.binary_data_reference (namespace);"
+            "UPDATE pg_index SET indisvalid = false"
+            " WHERE indexrelid = 'bdr.ix_binary_data_reference_namespace_file_key'::regclass"
+        )
+    await migrate.upgrade(empty_database_url)
+    assert await schema_of(empty_database_url) == await schema_of(database_url)
+    async with connected(empty_database_url) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
 async def test_the_sql_of_a_downgrade_is_written_too(empty_database_url: str) -> None:
     script = await migrate.downgrade(None, f"{migrate.heads()[0]}:base", sql=True)
     await migrate.upgrade(empty_database_url)
