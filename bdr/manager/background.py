@@ -16,11 +16,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Step:
-    """Something to do every `interval`."""
+    """Something to do every `interval`; `failing_since` is None while it can be done."""
 
     do: Callable[[], Awaitable[None]]
     interval: timedelta
     done_at: float = field(default_factory=time.monotonic)
+    failing_since: float | None = None
 
     @property
     def due_in(self) -> float:
@@ -44,7 +45,6 @@ class Background:
         self._stopping = asyncio.Event()
         self._patience = flush
         self._dead = False
-        self._silent_since: float | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -75,16 +75,16 @@ class Background:
             await step.do()
         except BinaryStorageError as error:
             step.done_at -= max(0.0, (step.interval - self._patience).total_seconds())
-            if self._silent_since is None:
-                self._silent_since = time.monotonic()
+            if step.failing_since is None:
+                step.failing_since = time.monotonic()
                 logger.warning("The catalog does not take what was gathered, trying again: %s", error)
         except Exception:
             # Whatever is wrong with one step, the others must go on: without signs of life the engine is declared dead.
             logger.exception("A mistake in what goes on in the background; trying again")
         else:
-            if self._silent_since is not None:
-                logger.info("The catalog answers again after %.1f s", time.monotonic() - self._silent_since)
-                self._silent_since = None
+            if step.failing_since is not None:
+                logger.info("The catalog took it after %.1f s", time.monotonic() - step.failing_since)
+                step.failing_since = None
 
     async def _beat(self) -> None:
         engine = self._engine

@@ -75,7 +75,7 @@ def of_stream(chunks: AsyncIterable[bytes], metadata: BinaryDataMetadata | None)
 async def of_file(path: Path, metadata: BinaryDataMetadata | None) -> AsyncIterator[Source]:
     """A source that reads a file; name and time are the file's where the metadata has none."""
     with _readable(path):
-        file = await asyncio.to_thread(_opened, path)
+        file = await _open(path)
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -156,6 +156,21 @@ def _readable(path: Path) -> Iterator[None]:
         raise IoError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise InvalidArgument(f"{str(path)!r} cannot be the path of a file: {error}.") from error
+
+
+async def _open(path: Path) -> BinaryIO:
+    opening = asyncio.ensure_future(asyncio.to_thread(_opened, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread goes on, and nobody takes the file from it.
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(opening: asyncio.Future[BinaryIO]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,6 +1,8 @@
 """What the tests of the manager share: the object behind a key, and answers that are held back."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -122,3 +124,16 @@ async def require_nothing_left(url: str) -> None:
 
     # The server notices a closed connection in its own time.
     await until(alone)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; what is tested is what other users meet."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
