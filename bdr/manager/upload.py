@@ -164,6 +164,8 @@ class Uploads:
         failure = _when_unpublished(error)
         record = running.record(status_of(failure), text_of(failure))
         ending = await self._settle(upload, error, record)
+        # Decided, it was written down in the transaction that decided it.
+        running.recorded = ending is Ending.UNDECIDED
         if ending is Ending.OWNED and failure is not error:
             raise failure from error
         cancelled = isinstance(error, OutcomeUnknown) and error.cancelled

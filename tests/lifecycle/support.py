@@ -53,6 +53,11 @@ async def count_of(binary: BinaryDataLifecycleManager, key: str) -> int | None:
     return None if row is None else row.ref_count
 
 
+async def keys_of(binary: BinaryDataLifecycleManager) -> set[str]:
+    """The keys of all references."""
+    return {key for (key,) in await rows(binary, "SELECT file_key FROM bdr.binary_data_reference")}
+
+
 async def blob_states(binary: BinaryDataLifecycleManager) -> list[str]:
     """The states of all blobs, sorted."""
     return [state for (state,) in await rows(binary, "SELECT state FROM bdr.blob ORDER BY state")]

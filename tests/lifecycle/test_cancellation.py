@@ -2,76 +2,37 @@
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bdr import BinaryDataLifecycleManager, LifecycleCleanupConfig, OutcomeUnknown
+from bdr import BinaryDataLifecycleManager, DatabaseConfig, LifecycleCleanupConfig, OutcomeUnknown
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import MakeProxy
 from tests.fixtures.storages import MakeStorageConfig
 from tests.guarantees import violations
-from tests.lifecycle.support import HeldSource, blob_states, change, count_of, make_due, rows, until_idle
+from tests.lifecycle.ledger import Ledger
+from tests.lifecycle.support import (
+    HeldSource,
+    blob_states,
+    change,
+    count_of,
+    keys_of,
+    make_due,
+    rows,
+    until_idle,
+    until_waiting,
+)
 from tests.storage.helpers import until
 
 Binary = BinaryDataLifecycleManager
 EAGER = LifecycleCleanupConfig.model_validate({"zero_ref_retention": 0})
 CALLERS = 400
 AT_ONCE = 16
-
-
-class Ledger:
-    """What callers were told.
-
-    Attributes:
-        counted: the sum of the counts that were acknowledged.
-        doubtful: the counts that may have been taken besides.
-        stored, maybe: keys of stores that were acknowledged, and of those that may have happened.
-        told: how many were told what.
-    """
-
-    def __init__(self) -> None:
-        self.counted = 0
-        self.doubtful: list[int] = []
-        self.stored: set[str] = set()
-        self.maybe: set[str] = set()
-        self.told: Counter[str] = Counter()
-
-    async def register(self, binary: Binary, key: str) -> None:
-        await self._count(binary.register_reference(key), +1, key)
-
-    async def release(self, binary: Binary, key: str) -> None:
-        await self._count(binary.release_reference(key), -1, key)
-
-    async def store(self, binary: Binary, size: int) -> None:
-        try:
-            self.stored.add((await binary.store_data(b"x" * size)).file_key)
-            self.told["stored"] += 1
-        except OutcomeUnknown as unknown:
-            self.maybe.update(unknown.keys)
-            self.told["store unknown"] += 1
-        except asyncio.CancelledError:
-            self.told["store cancelled"] += 1
-
-    async def _count(self, counting: Coroutine[Any, Any, int], change: int, key: str) -> None:
-        try:
-            await counting
-            self.counted += change
-            self.told["counted"] += 1
-        except OutcomeUnknown as unknown:
-            self.doubtful.append(change)
-            self.told["count unknown"] += unknown.keys == (key,)
-        except asyncio.CancelledError:
-            self.told["count cancelled"] += 1
-
-    def allows(self, count: int) -> bool:
-        """Whether a count can be right: every doubtful one was taken, or it was not."""
-        least = sum(one for one in self.doubtful if one < 0)
-        most = sum(one for one in self.doubtful if one > 0)
-        return least <= count - self.counted <= most
 
 
 async def run_and_cancel_at_random(works: Iterable[Coroutine[Any, Any, None]], chance: random.Random) -> None:
@@ -107,8 +68,7 @@ async def test_what_callers_cancelled_at_random_are_told_is_true(binary: Binary,
     count = await count_of(binary, key)
     assert count is not None
     assert ledger.allows(count - 500), (ledger.counted, ledger.doubtful, count)
-    there = {found for (found,) in await rows(binary, "SELECT file_key FROM bdr.binary_data_reference")} - {key}
-    assert ledger.stored <= there <= ledger.stored | ledger.maybe
+    assert ledger.allows_keys(await keys_of(binary) - {key})
     acknowledged = ledger.told["counted"] + ledger.told["stored"]
     assert 0 < acknowledged < ledger.told.total(), ledger.told
     assert await violations(binary.engine.database, binary.engine.storages) == []
@@ -135,8 +95,7 @@ async def test_a_store_cancelled_after_any_step_has_an_owner_and_a_true_answer(b
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await until_idle(binary)
-    there = {found for (found,) in await rows(binary, "SELECT file_key FROM bdr.binary_data_reference")}
-    assert ledger.stored <= there <= ledger.stored | ledger.maybe
+    assert ledger.allows_keys(await keys_of(binary))
 
 
 async def test_a_store_cancelled_while_it_writes_leaves_its_row_and_its_record(binary: Binary) -> None:
@@ -152,6 +111,33 @@ async def test_a_store_cancelled_while_it_writes_leaves_its_row_and_its_record(b
     assert await rows(binary, "SELECT status FROM bdr.operation") == [("cancelled",)]
     await make_due(binary)
     assert (await binary.reap()).blobs == 1
+
+
+async def test_a_release_cancelled_before_its_cleanup_begins_is_told_as_unknown(
+    binary: Binary, connect: Connect, caller: AsyncEngine
+) -> None:
+    narrow = await connect(lifecycle=EAGER, database=DatabaseConfig(pool_size=1))
+    key = (await narrow.store_data(b"x")).file_key
+    taken = asyncio.Event()
+
+    async def take_the_connection() -> None:
+        async with narrow.engine.database.reading():
+            taken.set()
+            await asyncio.Event().wait()
+
+    async with caller.begin() as own:
+        await own.execute(text("SELECT FROM bdr.binary_data_reference FOR UPDATE"))
+        releasing = asyncio.create_task(narrow.release_reference(key))
+        await until_waiting(binary)
+        taking = asyncio.create_task(take_the_connection())
+    await taken.wait()
+    assert await count_of(binary, key) == 0
+    releasing.cancel()
+    with pytest.raises(OutcomeUnknown, match="Releasing"):
+        await releasing
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+    assert (await binary.reap()).references == 1
 
 
 async def test_a_delete_cancelled_while_its_storage_is_slow_is_told_as_unknown(
