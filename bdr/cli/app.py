@@ -25,6 +25,8 @@ For example:
 Exit codes: 0 done; 1 failed, also because of a wrong configuration;
 2 wrong usage; 3 no such reference."""
 _NOTHING_GIVEN = Common()
+# Stands for "-", which cyclopts takes for an option; no argument of a process can have a NUL.
+_DASH = "\0"
 
 
 def _version() -> str:
@@ -80,6 +82,7 @@ app = _in_this_order(
 
 def command_of(tokens: Sequence[str]) -> Callable[[], Any]:
     """What the arguments ask for, ready to be called; raises CycloptsError when they are wrong."""
+    tokens = [_DASH if one == "-" else one for one in tokens]
     command, bound, _ = app.meta.parse_args(tokens, exit_on_error=False, print_error=False)
     return partial(command, *bound.args, **bound.kwargs)
 
@@ -90,6 +93,13 @@ def _launch(
 ) -> Any:
     command, bound, left_out = app.parse_args(tokens, exit_on_error=False, print_error=False)
     configure(common.level("warning"))
+    bound.arguments = {name: _with_dashes(value) for name, value in bound.arguments.items()}
     if "common" in left_out:
         bound.arguments["common"] = common
     return command(*bound.args, **bound.kwargs)
+
+
+def _with_dashes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_dashes(one) for one in value]
+    return "-" if value == _DASH else value

@@ -42,6 +42,8 @@ class Daemon:
         for one in _SIGNALS:
             loop.add_signal_handler(one, self._stop, one)
         while not self._told_to_stop:
+            # Here and not later: what connecting waits for may swallow the cancellation.
+            self._leave.clear()
             async with AsyncExitStack() as stack:
                 manager = await self._join(stack)
                 if manager is not None:
@@ -49,12 +51,13 @@ class Daemon:
         logger.info("Stopped.")
 
     def _stop(self, number: signal.Signals) -> None:
-        logger.info("%s: stopping after the batch that is under way; a second signal ends it at once.", number.name)
         loop = asyncio.get_running_loop()
         for one in _SIGNALS:
             loop.remove_signal_handler(one)
             # By the kernel, even where this process hangs. What it leaves behind is claimed again after its lease.
             signal.signal(one, signal.SIG_DFL)
+        # Now that it is true: who reads this may send the second one.
+        logger.info("%s: stopping after the batch that is under way; a second signal ends it at once.", number.name)
         self._told_to_stop = True
         self._leave.set()
         if self._joining is not None:
@@ -88,7 +91,6 @@ class Daemon:
     async def _reap(self, manager: BinaryDataLifecycleManager) -> None:
         """Run passes until told to stop, or until this instance was declared dead and has to join anew."""
         engine = manager.engine
-        self._leave.clear()
 
         async def one_pass(stopping: Callable[[], bool]) -> ReapReport:
             try:

@@ -29,7 +29,7 @@ async def get(
     key: Key,
     /,
     *,
-    output: Annotated[str | None, Parameter(name=("--output", "-o"), allow_leading_hyphen=True)] = None,
+    output: Annotated[str | None, Parameter(name=("--output", "-o"))] = None,
     force: bool = False,
     common: Given,
 ) -> None:

@@ -19,8 +19,9 @@ def configure(level: str) -> None:
     root.setLevel(logging.WARNING)
     for name in ("bdr", "alembic"):
         logging.getLogger(name).setLevel(level.upper())
-    # It announces each retry without saying of what; the last failure is bdr's to tell.
-    logging.getLogger("stamina").setLevel(logging.ERROR)
+    # They announce each retry without saying of what, and each pass that another one is still in the way of.
+    for name in ("stamina", "apscheduler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _OneLine(logging.Formatter):

@@ -9,6 +9,8 @@ from typing import Any, Self
 from bdr.cli.text import shown
 from bdr.errors import IoError
 
+_WIDEST = 100_000
+
 
 def emit(text: str, end: str = "\n") -> None:
     """Write a line, now."""
@@ -70,9 +72,13 @@ def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        # The first one is what the next command is given: it is never cut.
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    # A line that is too long is the terminal's to break: cells that are folded each for itself cannot be read.
+    console = Console(markup=False, highlight=False, emoji=False, width=_WIDEST)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        emit(line.rstrip())

@@ -6,9 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from bdr.cli.failures import DONE, FAILED, UsageError, tell
 from bdr.cli.options import Common, Given, Json
@@ -29,7 +27,7 @@ _CHUNK = 1024 * 1024
 
 
 async def put(
-    paths: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
+    paths: list[str],
     /,
     *,
     name: str | None = None,
@@ -106,9 +104,6 @@ def _as_json(path: str, outcome: "BinaryDataReference | BinaryStorageError") -> 
 
 
 def _check(paths: Sequence[str], name: str | None) -> None:
-    for path in paths:
-        if path.startswith("-") and path != STDIN:
-            raise UsageError(f"There is no option {path}; a file of that name is given as ./{path}.")
     if list(paths).count(STDIN) > 1:
         raise UsageError("Standard input, -, can be stored only once.")
     if name is not None and len(paths) > 1:

@@ -56,7 +56,7 @@ async def check_storages(settings: "Settings", database: "Database") -> Sequence
     """A finding for each configured storage, all asked at once."""
     catalog_id, known = await _known_to(database)
     return await asyncio.gather(
-        *(_check(name, config, known, str(catalog_id)) for name, config in _configured(settings).items())
+        *(_check(name, config, known, str(catalog_id)) for name, config in sorted(_configured(settings).items()))
     )
 
 
