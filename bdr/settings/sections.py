@@ -200,7 +200,7 @@ class InstanceConfig(Section):
     Attributes:
         name: what operators know it by; the host's name by default.
         heartbeat_interval: between two signs of life.
-        timeout: without one for this long, it is declared dead.
+        timeout: without one for this long it is missed; after as long again it is declared dead.
     """
 
     name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=255)
