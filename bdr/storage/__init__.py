@@ -1,10 +1,11 @@
 """All OpenDAL; knows no SQL."""
 
 from bdr.storage.opendal import OpenDalStorage, open_storage
-from bdr.storage.protocol import BinaryDataStorage, ObjectMetadata, StorageMarker, StoredObject
+from bdr.storage.protocol import BinaryDataStorage, ListedObject, ObjectMetadata, StorageMarker, StoredObject
 
 __all__ = [
     "BinaryDataStorage",
+    "ListedObject",
     "ObjectMetadata",
     "OpenDalStorage",
     "StorageMarker",

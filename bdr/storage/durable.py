@@ -15,14 +15,15 @@ def prepare_root(root: Path, *, fsync: Fsync = os.fsync) -> None:
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        _sync_folder(folder.parent, fsync)
+        sync_folder(folder.parent, fsync)
     if not missing:
         # It may be the remains of a process that died before the sync; a parent that may not be read is not ours.
         with suppress(PermissionError):
-            _sync_folder(root.parent, fsync)
+            sync_folder(root.parent, fsync)
 
 
-def _sync_folder(folder: Path, fsync: Fsync) -> None:
+def sync_folder(folder: Path, fsync: Fsync = os.fsync) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fsync(descriptor)
@@ -84,7 +85,7 @@ class DirectorySync:
         failures: dict[Path, OSError] = {}
         for folder in folders:
             try:
-                _sync_folder(folder, self._fsync)
+                sync_folder(folder, self._fsync)
             except OSError as error:
                 failures[folder] = error
         return failures if self._is_mounted() else dict.fromkeys(folders, self._unmounted())

@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from opendal.file import AsyncFile
@@ -20,12 +21,14 @@ from bdr.errors import (
 )
 from bdr.settings import BinaryStorageConfig
 from bdr.storage.calls import Calls
+from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
+from bdr.storage.moving import copied
 from bdr.storage.operator import built_operator, prepared_folders
 from bdr.storage.options import PART_SIZE, service_options
 from bdr.storage.paths import MARKER_PATH, checked_path
 from bdr.storage.pieces import SMALLEST_PIECE, as_bytes, pieces_of
-from bdr.storage.protocol import ObjectMetadata, StorageMarker, StoredObject
+from bdr.storage.protocol import ListedObject, ObjectMetadata, StorageMarker, StoredObject
 from bdr.storage.translate import Translator
 from bdr.storage.writer import StreamWriter
 
@@ -56,10 +59,10 @@ class OpenDalStorage:
         self._operator = built_operator(self._service, config, self._translated)
         self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
         self._undo_timeout = config.io_timeout.total_seconds()
-        can = self._operator.capability()
-        self._in_parts = can.write_can_multi
+        self._can = self._operator.capability()
+        self._in_parts = self._can.write_can_multi
         # Redis alone of the tested services has no such condition: there the catalog's fresh paths must do.
-        self._only_new = can.write_with_if_not_exists
+        self._only_new = self._can.write_with_if_not_exists
         self._marker_seen = False
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -158,6 +161,38 @@ class OpenDalStorage:
         with suppress(FileNotFound):
             await self._settled(path)
 
+    @property
+    def can_list(self) -> bool:
+        """Whether the service can tell what it holds; Redis, for one, cannot."""
+        return bool(self._can.list)
+
+    def list_objects(self, folder: str = "", *, recursive: bool = True) -> AsyncIterator[ListedObject]:
+        """All objects below `folder`, in no order; without `recursive` those right in it, and its folders.
+
+        A folder that is not there is empty. Links of a file system are listed as they are, not followed.
+        OperationError when the service cannot list; what the storage answers is raised also in the middle.
+        """
+        if folder:
+            checked_path(folder)
+        if not self.can_list:
+            raise OperationError(f"{self._translated} cannot say what it holds: {self.storage_type} has no listing")
+        if self._folders is not None:
+            root = Path(self._service.options["root"])
+            return listed_folder(root, self._calls, folder, recursive=recursive)
+        return listed(self._operator, self._calls, folder, recursive=recursive)
+
+    async def move(self, path: str, target: str) -> None:
+        """Have the object at `target` instead, where nothing else may be; durable when it returns.
+
+        FileNotFound when it is at neither; Corrupt when something of another size is at `target`: nothing is deleted.
+        """
+        checked_path(path)
+        checked_path(target)
+        if self._can.rename:
+            await self._renamed(path, target)
+        else:
+            await copied(self, path, target, partial(self._copy, path, target) if self._can.copy else None)
+
     async def read_marker(self) -> StorageMarker | None:
         """The marker, or None when the storage answers and has none; StorageMismatch when it is not bdr's."""
         # An engine that is just creating it may be seen between the file and its content.
@@ -248,6 +283,20 @@ class OpenDalStorage:
                     await self.delete(path)
         except (BinaryStorageError, TimeoutError) as error:
             _LOG.warning("a failed upload to %s in %s is not undone yet: %s", path, self._translated, error)
+
+    async def _renamed(self, path: str, target: str) -> None:
+        try:
+            async with self._absence_confirmed():
+                await self._calls.retried("move", path, lambda: self._operator.rename(path, target))
+        except FileNotFound:
+            # Another one, or a try whose answer was lost, has moved it.
+            await self.get_metadata(target)
+        await self._settled(target)
+        with suppress(FileNotFound):
+            await self._settled(path)
+
+    async def _copy(self, path: str, target: str) -> None:
+        await self._calls.retried("copy", path, lambda: self._operator.copy(path, target))
 
     async def _settled(self, path: str) -> None:
         if self._folders is not None:

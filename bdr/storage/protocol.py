@@ -1,6 +1,6 @@
 """What bdr asks of a storage; `OpenDalStorage` is the implementation, the conformance suite the definition."""
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -20,6 +20,17 @@ class ObjectMetadata:
 
     size: int
     last_modified: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """What a listing says is there: an object and its size in bytes, or a folder, whose path ends with '/'.
+
+    The path is as the storage has it: what others have put there may have names that bdr itself refuses.
+    """
+
+    path: str
+    size: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,24 @@ class BinaryDataStorage(Protocol):
 
     async def delete(self, path: str) -> None:
         """Delete the object; one that is not there is a success."""
+
+    @property
+    def can_list(self) -> bool:
+        """Whether the service can tell what it holds; Redis, for one, cannot."""
+
+    def list_objects(self, folder: str = "", *, recursive: bool = True) -> AsyncIterator[ListedObject]:
+        """All objects below `folder`, in no order; without `recursive` those right in it, and its folders.
+
+        What raises in the middle is no listing. What was there from before it began until after it ended is listed by
+        services that keep their word; others may leave something out.
+        """
+
+    async def move(self, path: str, target: str) -> None:
+        """Have the object at `target` instead, where nothing else may be; durable when it returns.
+
+        At every moment one of the two is whole. Two may do it at once, and again after a crash. FileNotFound when it is
+        at neither.
+        """
 
     async def read_marker(self) -> StorageMarker | None:
         """The marker, or None when the storage answers and has none."""
