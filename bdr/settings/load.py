@@ -17,6 +17,7 @@ from bdr.settings.sections import (
     BinaryStorageConfig,
     CacheConfig,
     DatabaseConfig,
+    FsckConfig,
     InstanceConfig,
     LifecycleCleanupConfig,
     OperationsConfig,
@@ -117,6 +118,7 @@ class Settings(BaseSettings):
     instance: InstanceConfig = Field(default_factory=InstanceConfig)
     operations: OperationsConfig = OperationsConfig()
     access: AccessConfig = AccessConfig()
+    fsck: FsckConfig = FsckConfig()
 
     _origins: dict[Location, Origin] = PrivateAttr(default_factory=dict)
 

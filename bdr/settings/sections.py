@@ -236,3 +236,21 @@ class AccessConfig(Section):
 
     touch_interval: Duration = timedelta(minutes=1)
     flush_interval: PositiveDuration = timedelta(seconds=1)
+
+
+class FsckConfig(Section):
+    """How the catalog is compared with its storages, and how much of it a repair may change unasked.
+
+    Attributes:
+        batch_size: rows and objects looked at together.
+        concurrency: objects that are looked up or moved at once.
+        reads: objects read at once when checksums are compared; each takes up to 8 MiB of memory.
+        max_share: a plan for more than this share of a storage's blobs is repaired only when that is confirmed.
+        max_items: a plan for no more than these is always repaired, however small the storage.
+    """
+
+    batch_size: int = Field(default=1_000, ge=1, le=100_000)
+    concurrency: int = Field(default=32, ge=1, le=1_000)
+    reads: int = Field(default=4, ge=1, le=1_000)
+    max_share: float = Field(default=0.05, ge=0, le=1)
+    max_items: int = Field(default=100, ge=0)

@@ -268,7 +268,7 @@ def test_an_unknown_variable_like_nothing_known_is_told_all_beginnings(monkeypat
 
 def test_an_unknown_key_in_the_file_is_named_with_the_file(write_toml: Write) -> None:
     path = write_toml('nmespace = "x"\n[reaper]\nbatchsize = 1\n[reapers]\nlease = "1s"\n[empty]\n')
-    tables = "lifecycle, reaper, upload, cache, database, instance, operations, access"
+    tables = "lifecycle, reaper, upload, cache, database, instance, operations, access, fsck"
     names = f"database_url, storage, storages, default_storage, namespace, data_dir, migrate_on_start, {tables}"
     assert sorted(refusal()) == [
         f"empty in {path}: there is no such setting; all begin with one of {names}",
