@@ -62,9 +62,9 @@ class ReapReport(BaseModel):
 
     @property
     def trouble(self) -> str | None:
-        """What did not work, in a sentence; None when all did."""
-        parts = [f"{self.failed} objects could not be deleted and will be tried again"] if self.failed else []
-        parts += [f"{self.quarantined} objects are quarantined"] if self.quarantined else []
+        """What did not work; None when all did."""
+        parts = [f"objects that could not be deleted and will be tried again: {self.failed}"] if self.failed else []
+        parts += [f"objects that are quarantined now: {self.quarantined}"] if self.quarantined else []
         parts += [f"storage '{name}' was left out: {reason}" for name, reason in self.unreachable.items()]
         return "; ".join(parts) or None
 

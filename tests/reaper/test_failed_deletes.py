@@ -84,9 +84,9 @@ async def test_after_so_many_failures_a_person_decides(connect: Connect) -> None
     passes = await records(binary, "reap_pass")
     assert [status for _, status, _, _ in passes] == ["failed"] * 3
     assert [trouble for _, _, trouble, _ in passes] == [
-        "1 objects could not be deleted and will be tried again",
-        "1 objects could not be deleted and will be tried again",
-        "1 objects are quarantined",
+        "objects that could not be deleted and will be tried again: 1",
+        "objects that could not be deleted and will be tried again: 1",
+        "objects that are quarantined now: 1",
     ]
     # What the page for operators says to do, once the cause is mended.
     make_deletable(path)

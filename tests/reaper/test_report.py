@@ -74,7 +74,7 @@ async def test_a_report_tells_all_and_stands_in_the_log_and_in_the_records(
     _, (_, status, trouble, detail) = await records(binary, "reap_pass")
     assert (status, trouble) == (
         "failed",
-        "1 objects could not be deleted and will be tried again; 1 objects are quarantined",
+        "objects that could not be deleted and will be tried again: 1; objects that are quarantined now: 1",
     )
     assert detail == report.model_dump()
     assert f"A reap had trouble: {trouble}" in caplog.text
