@@ -79,7 +79,10 @@ class Blob(Base):
     storage_name: Mapped[str] = mapped_column(
         Text, ForeignKey("bdr.storage.name"), comment="The storage that holds the object."
     )
-    object_path: Mapped[str] = mapped_column(Text, comment="Path below the storage's root; written at most once.")
+    # By bytes, whatever the database's locale: so the paths of one folder are one range of the index.
+    object_path: Mapped[str] = mapped_column(
+        Text(collation="C"), comment="Path below the storage's root; written at most once."
+    )
     state: Mapped[str] = mapped_column(
         Text, comment="pending (being uploaded), live, deleting, or quarantined (deletes failed; a person decides)."
     )

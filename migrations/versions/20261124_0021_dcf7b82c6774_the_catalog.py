@@ -135,7 +135,10 @@ def _make_blob() -> None:
         sa.Column("blob_id", sa.Uuid(), nullable=False, comment="UUIDv7; never used again."),
         sa.Column("storage_name", sa.Text(), nullable=False, comment="The storage that holds the object."),
         sa.Column(
-            "object_path", sa.Text(), nullable=False, comment="Path below the storage's root; written at most once."
+            "object_path",
+            sa.Text(collation="C"),
+            nullable=False,
+            comment="Path below the storage's root; written at most once.",
         ),
         sa.Column(
             "state",
