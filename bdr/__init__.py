@@ -5,6 +5,7 @@ reference = await binary.store_file("report.pdf")
 data = await binary.get_data(reference.file_key)
 """
 
+from bdr.catalog.holder import Holding
 from bdr.connect import connect
 from bdr.errors import (
     BinaryStorageError,
@@ -26,6 +27,7 @@ from bdr.errors import (
     OutcomeUnknown,
     PermissionDenied,
     Pinned,
+    StillStoring,
     StorageFull,
     StorageMismatch,
     StorageUnavailable,
@@ -35,6 +37,7 @@ from bdr.execution import ConnectionKind, DataSource, ExecutionData
 from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager import BinaryDataManager
 from bdr.manager.description import BinaryDataDetails
+from bdr.manager.explanation import Explanation
 from bdr.manager.reader import BinaryDataReader
 from bdr.progress import BasicStats, OperationProgress, OperationStatus
 from bdr.reaper import ReapReport
@@ -81,9 +84,11 @@ __all__ = [
     "DataSource",
     "DatabaseConfig",
     "ExecutionData",
+    "Explanation",
     "FileNotFound",
     "FsckConfig",
     "Gone",
+    "Holding",
     "InstanceClosed",
     "InstanceConfig",
     "InvalidArgument",
@@ -104,6 +109,7 @@ __all__ = [
     "ReapReport",
     "ReaperConfig",
     "Settings",
+    "StillStoring",
     "StorageFull",
     "StorageMarker",
     "StorageMismatch",

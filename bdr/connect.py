@@ -139,10 +139,13 @@ def _as_known(name: str, storage: BinaryDataStorage, instance_id: uuid.UUID) -> 
 async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStorage) -> None:
     """Agree with the catalog on what the storage's name means, and see that the storage agrees too."""
     while not await _is_marked(engine, own):
+        # fail point: begin.introduced
         if await storage.read_marker() is None:
             await storage.write_marker(StorageMarker(str(engine.catalog_id), own.name))
+        # fail point: begin.marker-written
         await engine.verify(own.name)
         await engine.database.write(lambda connection: known_storages.mark(connection, own))
+        # fail point: begin.marked
     try:
         await engine.verify(own.name)
     except StorageUnavailable as error:

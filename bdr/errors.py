@@ -60,7 +60,14 @@ class FileNotFound(BinaryStorageError, FileNotFoundError):
 
 
 class Gone(FileNotFound):
-    """The reference was there a moment ago; it was deleted or expired meanwhile."""
+    """The reference was there; it was deleted or has expired. The sentence says when, by which rule and by whom.
+
+    That is known as long as the operation's record is kept.
+    """
+
+
+class StillStoring(FileNotFound):
+    """The file is being stored just now; its reference is not there yet."""
 
 
 class Lost(FileNotFound):

@@ -4,19 +4,24 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import count
+from bdr.catalog import count, reference
 from bdr.catalog.count import Counted
 from bdr.catalog.database import as_connection, translated
-from bdr.errors import BinaryStorageError, FileNotFound, NotReferenced, OutcomeUnknown
+from bdr.catalog.holder import Holding, acquire, holders_of, let_all_go, let_go
+from bdr.errors import BinaryStorageError, InvalidArgument, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
-from bdr.manager.deletion import Deletion
+from bdr.manager.deletion import Deletion, delete_references
 from bdr.manager.engine import Engine
+from bdr.manager.explain import explain
+from bdr.manager.explanation import Explanation
+from bdr.manager.holding import checked_holder, checked_lease, not_held
 from bdr.manager.manager import CallersConnection
-from bdr.manager.retrieval import not_found
+from bdr.manager.retrieval import absent, whole_row
 from bdr.reaper.reap import ReapReport, reap
 from bdr.reaper.schedule import ReaperSchedule
 
@@ -36,32 +41,87 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         super().__init__(engine)
         self._schedule: ReaperSchedule | None = None
 
-    async def register_reference(self, key: str, *, connection: CallersConnection | None = None) -> int:
+    async def register_reference(
+        self,
+        key: str,
+        *,
+        holder: str | None = None,
+        lease: timedelta | None = None,
+        bound: bool = False,
+        connection: CallersConnection | None = None,
+    ) -> int:
         """Count one more use of the file; gives back the new count. The access time becomes now.
 
         Args:
+            holder: who uses it, such as `execution-42/node-3`, at most 256 characters. A holder counts once, however
+                often it registers; each time renews its lease.
+            lease: the holder is released so long after this, unless it registers again before; None is never.
+            bound: the holder is released when this engine instance stops or is declared dead.
             connection: a transaction of the caller's to count in; a rollback takes the count back.
 
         Raises:
             FileNotFound: there is no such reference (any more).
             TransactionConflict: the caller's transaction lost against another one, at REPEATABLE READ or above.
         """
-        counted = await self._count(key, count.register, "Registering", connection)
+        take: Count = count.register
+        if holder is not None:
+            instance_id = self.engine.instance_id if bound else None
+            take = partial(acquire, holder=checked_holder(holder), lease=checked_lease(lease), instance_id=instance_id)
+        elif lease is not None or bound:
+            raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
+        counted = await self._count(key, take, "Registering", connection)
         assert counted.after is not None  # noqa: S101 - a reference that is there can always be registered
         return counted.after
 
-    async def release_reference(self, key: str, *, connection: CallersConnection | None = None) -> int:
+    async def release_reference(
+        self, key: str, *, holder: str | None = None, connection: CallersConnection | None = None
+    ) -> int:
         """Count one use less; gives back the new count. At zero the retention begins; a retention of zero ends at once.
 
+        Args:
+            holder: whose use it was; without one, a use that was registered without.
+
         Raises:
-            NotReferenced: the count is zero already; it stays zero.
+            NotReferenced: there is no such use; the count stays as it is.
         """
-        counted = await self._count(key, count.release, "Releasing", connection)
+        release: Count = count.release if holder is None else partial(let_go, holder=checked_holder(holder))
+        counted = await self._count(key, release, "Releasing", connection)
         if counted.after is None:
-            raise NotReferenced(f"The reference {key!r} is not held any more; there is nothing to release.")
-        if counted.after == 0 and counted.zero_ref_retention == timedelta(0) and connection is None:
-            await self._cleanup_released(key)
+            raise not_held(key, holder, counted)
+        if connection is None:
+            await self._cleanup_released({key: counted})
         return counted.after
+
+    async def release_holder(self, holder: str, *, connection: CallersConnection | None = None) -> int:
+        """Release all that `holder` holds, in one statement; gives back how many references that were."""
+        name = checked_holder(holder)
+        self.engine.require_open()
+        if connection is not None:
+            with translated():
+                return len(await let_all_go(await as_connection(connection), name))
+        released = await self.engine.database.write(
+            lambda own: let_all_go(own, name), keys=[f"holder {name}"], what="Releasing all"
+        )
+        await self._cleanup_released(released)
+        return len(released)
+
+    async def get_holders(self, key: str, limit: int = 1000) -> list[Holding]:
+        """Who holds the file by name, at most `limit`, those first who have held it longest."""
+        await whole_row(self.engine, key)
+        async with self.engine.database.reading() as connection:
+            return await holders_of(connection, key, limit)
+
+    async def explain(self, key: str) -> Explanation:
+        """Why the file is still there, or why and when it went; never an error for a key that is not there."""
+        return await explain(self.engine, key)
+
+    async def pin(self, key: str) -> None:
+        """Keep the file whatever its count and retention, until it is unpinned."""
+        await self._set_pinned(key, pinned=True)
+
+    async def unpin(self, key: str) -> None:
+        """Let the file's count and retention decide again; it may be expired at once."""
+        await self._set_pinned(key, pinned=False)
 
     async def cleanup_data(self, key: str, *, connection: CallersConnection | None = None) -> bool:
         """Delete the file if nothing refers to it, whatever its retention; False while something does, or it is pinned.
@@ -71,9 +131,14 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         verdict = await self.delete(key, "cleanup", whatever_the_count=False, connection=connection)
         return verdict is Deletion.DELETED
 
-    async def reap(self) -> ReapReport:
-        """Run one pass of the reaper over the storages of this instance; safe beside any number of others."""
-        return await reap(self.engine)
+    async def reap(self, *, confirmed: bool = False) -> ReapReport:
+        """Run one pass of the reaper over the storages of this instance; safe beside any number of others.
+
+        Args:
+            confirmed: a person has looked, and the pass is to go on although very much would be deleted, or the
+                database's clock has jumped.
+        """
+        return await reap(self.engine, confirmed=confirmed)
 
     async def start_cleanup_task(self) -> None:
         """Run passes in this process every `cleanup_interval`, until the connection closes.
@@ -102,26 +167,35 @@ class BinaryDataLifecycleManager(BinaryDataManager):
     async def _count(self, key: str, take: Count, what: str, connection: CallersConnection | None) -> Counted:
         self.engine.require_open()
         if not is_file_key(key):
-            raise not_found(key)
+            raise await absent(self.engine, key)
         if connection is None:
             counted = await self.engine.database.write(lambda own: take(own, [key]), keys=[key], what=what)
         else:
             with translated():
                 counted = await take(await as_connection(connection), [key])
+        # fail point: count.counted
         if counted[key].before is None:
-            raise not_found(key)
+            raise await absent(self.engine, key)
         return counted[key]
 
-    async def _cleanup_released(self, key: str) -> None:
+    async def _set_pinned(self, key: str, *, pinned: bool) -> None:
+        self.engine.require_open()
+        if not is_file_key(key) or not await self.engine.database.write(
+            lambda own: reference.set_pinned(own, key, pinned=pinned), keys=[key], what="Pinning"
+        ):
+            raise await absent(self.engine, key)
+
+    async def _cleanup_released(self, released: Mapping[str, Counted]) -> None:
         # The release counts whatever becomes of this: a reaper does it later.
+        ended = [key for key, one in released.items() if one.after == 0 and one.zero_ref_retention == timedelta(0)]
+        if not ended:
+            return
         try:
-            await self.cleanup_data(key)
-        except FileNotFound:
-            logger.debug("%s was released, and somebody else was quicker to clean it up", key)
+            await delete_references(self.engine, ended, operation_type="cleanup", whatever_the_count=False)
         except BinaryStorageError as error:
             if isinstance(error, OutcomeUnknown) and error.cancelled:
-                raise OutcomeUnknown([key], "Releasing") from error.__cause__
-            logger.warning("%s was released and is left to the reaper: %s", key, error)
+                raise OutcomeUnknown(ended, "Releasing") from error.__cause__
+            logger.warning("%s and what else was released with it is left to the reaper: %s", ended[0], error)
         except asyncio.CancelledError as cancelled:
             # A plain cancellation would say that nothing was counted.
-            raise OutcomeUnknown([key], "Releasing") from cancelled
+            raise OutcomeUnknown(ended, "Releasing") from cancelled

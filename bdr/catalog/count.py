@@ -17,7 +17,7 @@ from bdr.catalog.base import asked_for, asked_keys
 from bdr.catalog.reference import Reference
 
 # `now()` is the start of the transaction, which in a caller's transaction may be long ago.
-_ACCESSED = func.greatest(Reference.last_access_at, func.clock_timestamp())
+ACCESSED = func.greatest(Reference.last_access_at, func.clock_timestamp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,10 @@ class Counted:
     zero_ref_retention: timedelta | None
 
 
-def _locked(asked: FromClause, *, skip_locked: bool = False) -> Any:
+def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
+    """A CTE that locks the references asked for, in key order, and reads their counts as they are then."""
     return (
-        select(Reference.file_key, Reference.ref_count)
+        select(Reference.file_key, Reference.ref_count, Reference.holder_count)
         .join_from(Reference, asked, Reference.file_key == asked.c.file_key)
         .order_by(Reference.file_key)
         .with_for_update(of=Reference, skip_locked=skip_locked)
@@ -56,12 +57,12 @@ def _counting(asked: FromClause, change: Update, locked: Any) -> Any:
 _ASKED = asked_for("asked", file_key=Text(), n=BigInteger())
 # Counted from what was found under the lock, not from the row that the update finds: that is as old as the statement,
 # so a release that waited for a registration would take the zero from before it for the count.
-_HELD = _locked(_ASKED)
+_HELD = locked_references(_ASKED)
 REGISTER = _counting(
     _ASKED,
     update(Reference)
     .where(Reference.file_key == _HELD.c.file_key, Reference.file_key == _ASKED.c.file_key)
-    .values(ref_count=_HELD.c.ref_count + _ASKED.c.n, last_access_at=_ACCESSED),
+    .values(ref_count=_HELD.c.ref_count + _ASKED.c.n, last_access_at=ACCESSED),
     _HELD,
 )
 RELEASE = _counting(
@@ -70,19 +71,20 @@ RELEASE = _counting(
     .where(
         Reference.file_key == _HELD.c.file_key,
         Reference.file_key == _ASKED.c.file_key,
-        _HELD.c.ref_count >= _ASKED.c.n,
+        # Who registered by name also releases by name: these are not for others to give away.
+        _HELD.c.ref_count - _HELD.c.holder_count >= _ASKED.c.n,
     )
-    .values(ref_count=_HELD.c.ref_count - _ASKED.c.n, last_access_at=_ACCESSED),
+    .values(ref_count=_HELD.c.ref_count - _ASKED.c.n, last_access_at=ACCESSED),
     _HELD,
 )
 
 _READ = asked_keys()
 # A reader never waits for a row that somebody else counts on: what is skipped here is tried again later.
-_FREE = _locked(_READ, skip_locked=True)
+_FREE = locked_references(_READ, skip_locked=True)
 _TOUCHED = (
     update(Reference)
     .where(Reference.file_key == _FREE.c.file_key)
-    .values(last_access_at=_ACCESSED)
+    .values(last_access_at=ACCESSED)
     .returning(Reference.file_key)
     .cte("touched")
 )

@@ -38,6 +38,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, storable
 from bdr.progress import OperationStatus
 
+# What a file key is looked up for once its reference is gone, or before it is there.
+_ENDS = "status = 'running' OR operation_type IN ('delete', 'cleanup', 'reap', 'fsck')"
+
 
 class Operation(Base):
     """One operation of one engine."""
@@ -50,6 +53,7 @@ class Operation(Base):
         CheckConstraint("processed_bytes >= 0", name="processed_bytes"),
         Index("ix_operation_started_at", "started_at"),
         Index("ix_operation_running", "instance_id", postgresql_where=text("status = 'running'")),
+        Index("ix_operation_end_of_file_key", "file_key", postgresql_where=text(_ENDS)),
         {"comment": "One row for each store, delete and reap, and each retrieve that reached a storage."}
         | HOT_FILLFACTOR,
     )
@@ -260,6 +264,12 @@ async def totals(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
 async def find(connection: AsyncConnection, operation_id: uuid.UUID) -> AnyRow | None:
     """One record with the time it has taken so far, on the database's clock."""
     return (await connection.execute(_RECORD.where(Operation.operation_id == operation_id))).one_or_none()
+
+
+async def newest_end(connection: AsyncConnection, file_key: str) -> AnyRow | None:
+    """The newest record that tells why there is no reference: it was deleted, or is being stored just now."""
+    about_it = _RECORD.where(Operation.file_key == file_key, text(_ENDS)).where(Operation.operation_type != "retrieve")
+    return (await connection.execute(about_it.order_by(Operation.started_at.desc()).limit(1))).one_or_none()
 
 
 async def latest(connection: AsyncConnection, batch: int, *, running: bool = False) -> Sequence[AnyRow]:

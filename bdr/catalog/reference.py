@@ -4,6 +4,7 @@ Who locks first, everywhere: reference rows in key order, then blob rows in id o
 (SKIP LOCKED), so no circle of waiting can form. Counting stands in `bdr.catalog.count`.
 """
 
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Interval,
     Text,
     Uuid,
+    and_,
     bindparam,
     case,
     delete,
@@ -59,6 +61,7 @@ class Reference(Base):
         CheckConstraint("file_key ~ '^[0-9A-Za-z._-]{1,128}$'", name="file_key"),
         CheckConstraint("file_size >= 0", name="file_size"),
         CheckConstraint("ref_count >= 0", name="ref_count"),
+        CheckConstraint("holder_count BETWEEN 0 AND ref_count", name="holder_count"),
         CheckConstraint(f"zero_ref_retention {_RETENTION}", name="zero_ref_retention"),
         CheckConstraint(f"max_retention {_RETENTION}", name="max_retention"),
         CheckConstraint("held_at_max_retention IN ('delete', 'keep')", name="held_at_max_retention"),
@@ -94,6 +97,9 @@ class Reference(Base):
         JSONB, server_default=text("'{}'"), comment="Workflow, execution, node, port: what else audits group by."
     )
     ref_count: Mapped[int] = mapped_column(BigInteger, comment="Registrations (the store is one) minus releases.")
+    holder_count: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("0"), comment="How many of ref_count are by name: rows of reference_holder."
+    )
     pinned: Mapped[bool] = mapped_column(Boolean, server_default=text("false"), comment="Never expires while true.")
     created_at: Mapped[Moment] = mapped_column(server_default=func.now(), comment="When it was stored.")
     last_access_at: Mapped[Moment] = mapped_column(
@@ -162,7 +168,15 @@ PAGE = (
 )
 
 _RULE = case(
-    ((Reference.max_retention == timedelta(0)), "deleted"),
+    # As `expire_now` leaves it.
+    (
+        and_(
+            Reference.ref_count == 0,
+            Reference.zero_ref_retention == timedelta(0),
+            Reference.max_retention == timedelta(0),
+        ),
+        "deleted",
+    ),
     (
         func.timezone("UTC", func.timezone("UTC", Reference.created_at) + Reference.max_retention) <= func.now(),
         "max_retention",
@@ -177,6 +191,8 @@ CLAIM_EXPIRED = (
     .limit(bindparam("batch"))
     .with_for_update(skip_locked=True, of=[Reference, Blob])
 )
+COUNT_EXPIRED = select(func.count()).where(Reference.expires_at <= func.now())
+COUNT_UP_TO = select(func.count()).select_from(select(Reference.file_key).limit(bindparam("batch")).subquery())
 LOCK_REFERENCES = (
     select(
         Reference.file_key,
@@ -253,6 +269,19 @@ async def exists_with(connection: AsyncConnection, key: str, blob_id: uuid.UUID)
     return found is not None
 
 
+async def share_expired(connection: AsyncConnection, limit: int, share: float) -> tuple[int, int | None]:
+    """How many references have expired, and how many there are at all if that is more than `limit` and `share` of them.
+
+    What is counted grows with what has expired, not with the catalog; None stands for a catalog that is large enough.
+    """
+    expired = await connection.scalar(COUNT_EXPIRED) or 0
+    if expired <= limit:
+        return expired, None
+    enough = math.ceil(expired / share)
+    total = await connection.scalar(COUNT_UP_TO, {"batch": enough}) or 0
+    return expired, total if total < enough else None
+
+
 async def claim_expired(connection: AsyncConnection, storage: str, batch: int) -> list[DeletedReference]:
     """Delete expired references of one storage and turn blobs left without any to `deleting`, due at once.
 
@@ -269,7 +298,9 @@ async def claim_expired(connection: AsyncConnection, storage: str, batch: int) -
     found = await connection.execute(CLAIM_EXPIRED, {"storage": storage, "batch": batch})
     expired = [DeletedReference(*row) for row in found]
     if expired:
+        # fail point: reap.references-locked
         await connection.execute(DELETE, {"keys": [one.file_key for one in expired]})
+        # fail point: reap.references-deleted
         blob_ids = list({one.blob_id for one in expired})
         await connection.execute(ORPHAN_BLOBS, {"blob_ids": blob_ids, "begun": 0, "lease": timedelta(0)})
     return expired
@@ -301,5 +332,17 @@ async def expire_now(connection: AsyncConnection, keys: Sequence[str], *, whatev
     """
     ended: dict[str, Any] = {"zero_ref_retention": timedelta(0)}
     if whatever_the_count:
-        ended |= {"ref_count": 0, "max_retention": timedelta(0), "held_at_max_retention": "delete", "pinned": False}
+        ended |= {
+            "ref_count": 0,
+            "holder_count": 0,
+            "max_retention": timedelta(0),
+            "held_at_max_retention": "delete",
+            "pinned": False,
+        }
     await connection.execute(update(Reference).where(Reference.file_key.in_(in_order(keys))).values(ended))
+
+
+async def set_pinned(connection: AsyncConnection, key: str, *, pinned: bool) -> bool:
+    """Pin or unpin a reference; False when there is none."""
+    done = await connection.execute(update(Reference).where(Reference.file_key == key).values(pinned=pinned))
+    return done.rowcount == 1

@@ -2,6 +2,8 @@
 
 from bdr.catalog.base import SCHEMA, Base
 from bdr.catalog.blob import Blob
+from bdr.catalog.clock import ReaperClock
+from bdr.catalog.holder import ReferenceHolder
 from bdr.catalog.instance import EngineInstance
 from bdr.catalog.operation import Operation, OperationTotal
 from bdr.catalog.reference import Reference
@@ -16,7 +18,9 @@ __all__ = [
     "EngineInstance",
     "Operation",
     "OperationTotal",
+    "ReaperClock",
     "Reference",
+    "ReferenceHolder",
     "Storage",
     "metadata",
 ]

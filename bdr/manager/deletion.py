@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import instance, operation, reference
+from bdr.catalog import holder, instance, operation, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.blob import ClaimedBlob
 from bdr.catalog.database import Database
@@ -82,15 +82,20 @@ async def delete_references(
 
     async def work(own: AsyncConnection) -> None:
         locked = await reference.lock(own, keys)
+        # fail point: delete.locked
         for key in keys:
             verdicts[key] = judge(locked.get(key), whatever_the_count=whatever_the_count, force=force)
         doomed = [row for key, row in locked.items() if verdicts[key] is Deletion.DELETED]
         if not doomed:
             return
         if connection is not None:
-            await reference.expire_now(own, [row.file_key for row in doomed], whatever_the_count=whatever_the_count)
+            ended = [row.file_key for row in doomed]
+            await reference.expire_now(own, ended, whatever_the_count=whatever_the_count)
+            if whatever_the_count:
+                await holder.forget(own, ended)
         else:
             orphaned = await reference.remove(own, doomed, engine.settings.reaper.lease)
+            # fail point: delete.removed
             claimed.extend(ClaimedBlob(*row) for row in orphaned)
         detail = {"forced": force} if force else {}
         await operation.write_ended(own, [_record(engine.instance_id, operation_type, row, detail) for row in doomed])
@@ -100,6 +105,7 @@ async def delete_references(
         return verdicts
     what = operation_type.capitalize()
     await engine.database.transaction(work, keys=keys, what=what)
+    # fail point: delete.committed
     try:
         await _sweep_at_once(engine, claimed)
     except asyncio.CancelledError as cancelled:

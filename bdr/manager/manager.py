@@ -27,7 +27,7 @@ from bdr.manager.description import (
 from bdr.manager.engine import Engine
 from bdr.manager.operations import OnProgress, Operations
 from bdr.manager.reader import BinaryDataReader
-from bdr.manager.retrieval import Retrievals, locate, not_found, whole_row
+from bdr.manager.retrieval import Retrievals, absent, locate, whole_row
 from bdr.manager.sources import Source, of_bytes, of_file, of_stream, with_head
 from bdr.manager.upload import Upload, Uploads, guarded
 from bdr.progress import BasicStats, OperationProgress
@@ -261,7 +261,7 @@ class BinaryDataManager:
         """Delete one reference if its count and pin allow it; FileNotFound when there is none."""
         self.engine.require_open()
         if not is_file_key(key):
-            raise not_found(key)
+            raise await absent(self.engine, key)
         with translated():
             verdicts = await delete_references(
                 self.engine,
@@ -272,7 +272,7 @@ class BinaryDataManager:
                 connection=None if connection is None else await as_connection(connection),
             )
         if verdicts[key] is Deletion.MISSING:
-            raise not_found(key)
+            raise await absent(self.engine, key)
         return verdicts[key]
 
     async def _store(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from bdr.catalog import reference
+from bdr.catalog import operation, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.reference import Location
 from bdr.errors import Corrupt, FileNotFound, Gone, Lost
@@ -14,6 +14,7 @@ from bdr.keys import MAX_KEY_LENGTH, is_file_key
 from bdr.manager.cache import ByteCache
 from bdr.manager.description import as_reference
 from bdr.manager.engine import Engine
+from bdr.manager.explanation import absence_told_by
 from bdr.manager.operations import RunningOperation
 from bdr.manager.reader import PIECE, BinaryDataReader
 from bdr.settings import StorageType
@@ -31,6 +32,15 @@ def not_found(key: str) -> FileNotFound:
     return FileNotFound(f"There is no reference {shown!r} in the catalog.")
 
 
+async def absent(engine: Engine, key: str) -> FileNotFound:
+    """The error for a key that no reference has, saying which absence it is: Gone, StillStoring, or never known."""
+    if not is_file_key(key):
+        return not_found(key)
+    async with engine.database.reading() as connection:
+        end = await operation.newest_end(connection, key)
+    return not_found(key) if end is None else absence_told_by(end)
+
+
 async def locate(engine: Engine, key: str) -> Location:
     """Where the bytes of a key lie; FileNotFound when there is no such reference."""
     engine.require_open()
@@ -40,7 +50,7 @@ async def locate(engine: Engine, key: str) -> Location:
             found = await reference.resolve(connection, [key])
         if key in found:
             return found[key]
-    raise not_found(key)
+    raise await absent(engine, key)
 
 
 async def whole_row(engine: Engine, key: str) -> AnyRow:
@@ -51,7 +61,7 @@ async def whole_row(engine: Engine, key: str) -> AnyRow:
             found = await reference.details(connection, [key])
         if key in found:
             return found[key]
-    raise not_found(key)
+    raise await absent(engine, key)
 
 
 def location_of(row: AnyRow) -> Location:

@@ -40,7 +40,9 @@ async def sweep_objects(engine: Engine, storage_name: str, claimed: Sequence[Cla
         await engine.verify(storage_name)
     except BinaryStorageError as error:
         sweep = Sweep(unreachable=[FailedDelete(one, str(error)) for one in claimed])
+    # fail point: sweep.swept
     await _write_down(engine, sweep)
+    # fail point: sweep.finished
     return sweep
 
 
@@ -80,6 +82,7 @@ async def _delete_object(engine: Engine, name: str, one: ClaimedBlob, sweep: Swe
         sweep.failed.append(FailedDelete(one, str(error)))
     else:
         sweep.deleted.append(one)
+        # fail point: sweep.object-deleted
     return None
 
 

@@ -77,6 +77,7 @@ class Uploads:
         A write is never tried again: a first one that timed out may still land on the path.
         """
         upload = await self._reserve(file_key)
+        # fail point: store.reserved
         blob_id = upload.reservation.blob_id
         self._under_way[blob_id] = upload
         row: dict[str, Any] = {}
@@ -86,8 +87,10 @@ class Uploads:
             storage = self._engine.storage(upload.reservation.storage_name)
             upload.grace = self._grace
             stored = await write(storage, upload.reservation.object_path, upload)
+            # fail point: store.written
             row = describe(stored) | {"file_key": file_key, "blob_id": blob_id}
             await self._publish(upload, row, stored, running, connection)
+            # fail point: store.published
         except BaseException as error:
             if not await self._is_published(upload, error, running):
                 raise
@@ -146,9 +149,12 @@ class Uploads:
                     f"The upload took longer than its deadline ({self._lease}) and a reaper has claimed it; store the "
                     "file again, or configure a longer upload lease."
                 )
+            # fail point: store.live
             await reference.create(own, row)
+            # fail point: store.referenced
             record = running.record(OperationStatus.SUCCEEDED)
             await operation.write_ended(own, [record])
+            # fail point: store.recorded
 
         if connection is None:
             await self._engine.database.transaction(work, keys=[upload.file_key], what="Storing")
@@ -190,6 +196,7 @@ class Uploads:
     async def _end(self, upload: Upload, record: Record) -> Ending:
         async def work(own: AsyncConnection) -> Ending:
             ending = await self._abandon(own, upload, record.error or "")
+            # fail point: store.abandoned
             if ending is Ending.OWNED:
                 await operation.write_ended(own, [record])
             return ending
@@ -244,5 +251,6 @@ async def guarded(chunks: AsyncIterator[bytes], upload: Upload, running: Running
                 "The upload's deadline passed while this engine could not renew it, and a reaper has claimed it; "
                 "store the file again."
             )
+        # fail point: store.streaming
         yield chunk
         running.advance(len(chunk))

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import blob, instance, operation, reference
+from bdr.catalog import blob, holder, instance, operation, reference
 from bdr.catalog.operation import Record
 from bdr.errors import BinaryStorageError
 from bdr.keys import new_id
@@ -18,6 +18,7 @@ from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
 from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
+from bdr.reaper import breaker
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,10 @@ class ReapReport(BaseModel):
         stranded: uploads past their deadline that were given over to deletion.
         failed: objects that could not be deleted and will be tried again.
         quarantined: objects that failed too often; a person decides.
+        stopped: why nothing was deleted, and a person should look first.
         unreachable: storages that were left out, wholly or from some point on, and why.
         instances: engine instances that were declared dead.
+        holders: named registrations that ended with their lease, or with their engine instance.
         pruned: operation records that were moved into the totals.
         duration: seconds.
     """
@@ -49,29 +52,32 @@ class ReapReport(BaseModel):
     stranded: int = 0
     failed: int = 0
     quarantined: int = 0
+    stopped: str | None = None
     unreachable: dict[str, str] = {}
     instances: int = 0
+    holders: int = 0
     pruned: int = 0
     duration: float = 0.0
 
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to do."""
-        counts = (self.references, self.blobs, self.stranded, self.failed, self.quarantined, self.instances)
-        return not any(counts) and not self.unreachable and not self.pruned
+        return not any(self.model_dump(exclude={"duration"}).values())
 
     @property
     def trouble(self) -> str | None:
         """What did not work; None when all did."""
-        parts = [f"objects that could not be deleted and will be tried again: {self.failed}"] if self.failed else []
+        parts = [f"nothing was deleted: {self.stopped}"] if self.stopped else []
+        parts += [f"objects that could not be deleted and will be tried again: {self.failed}"] if self.failed else []
         parts += [f"objects that are quarantined now: {self.quarantined}"] if self.quarantined else []
         parts += [f"storage '{name}' was left out: {reason}" for name, reason in self.unreachable.items()]
         return "; ".join(parts) or None
 
 
-async def reap(engine: Engine, *, stopping: Stopping = lambda: False) -> ReapReport:
+async def reap(engine: Engine, *, stopping: Stopping = lambda: False, confirmed: bool = False) -> ReapReport:
     """Run one pass over all storages that this instance can reach; `stopping` is asked between batches.
 
+    Unless it is `confirmed`, a pass that finds too much to delete, or the database's clock gone wrong, deletes nothing.
     What another reaper has claimed is skipped, not waited for. A storage that cannot be reached ends its own part of
     the pass. An error of the catalog is raised when all parts have ended; what was claimed by then is claimed again
     after its lease.
@@ -81,9 +87,7 @@ async def reap(engine: Engine, *, stopping: Stopping = lambda: False) -> ReapRep
     began = time.monotonic()
     error: BinaryStorageError | None = None
     try:
-        await _bury(engine, report, stopping)
-        await _reap_storages(engine, report, stopping)
-        await _prune(engine, report, stopping)
+        await _run(engine, report, stopping, confirmed=confirmed)
     except BinaryStorageError as failure:
         error = failure
     report.duration = time.monotonic() - began
@@ -96,10 +100,23 @@ async def reap(engine: Engine, *, stopping: Stopping = lambda: False) -> ReapRep
     raise error
 
 
+async def _run(engine: Engine, report: ReapReport, stopping: Stopping, *, confirmed: bool) -> None:
+    if confirmed:
+        await breaker.confirm(engine)
+    else:
+        report.stopped = await breaker.reason_to_stop(engine)
+    if report.stopped is None:
+        await _bury(engine, report, stopping)
+        await _lapse(engine, report, stopping)
+        await _reap_storages(engine, report, stopping)
+        await _prune(engine, report, stopping)
+
+
 async def _bury(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
     """Declare silent instances dead, fail what they were doing, and forget what was in their memory."""
     silence = engine.settings.instance.timeout
     report.instances = await engine.database.write(lambda own: instance.declare_dead(own, silence))
+    # fail point: reap.buried
     await engine.database.write(instance.fail_lost)
     async with engine.database.reading() as connection:
         forgotten = await instance.memory_of_the_stopped(connection)
@@ -108,6 +125,17 @@ async def _bury(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
             report.references += await forget_memory(
                 engine.database, name, batch=engine.settings.reaper.batch_size, instance_id=engine.instance_id
             )
+
+
+async def _lapse(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
+    """Release the holders whose lease is over, or whose instance has stopped."""
+    batch = engine.settings.reaper.batch_size
+    while not stopping():
+        released = await engine.database.transaction(lambda own: holder.lapse(own, batch))
+        # fail point: reap.lapsed
+        report.holders += released
+        if released < batch:
+            return
 
 
 async def _reap_storages(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
@@ -141,11 +169,13 @@ async def _expire(engine: Engine, name: str, report: ReapReport, stopping: Stopp
 
     async def work(own: AsyncConnection) -> int:
         expired = await reference.claim_expired(own, name, batch)
+        # fail point: reap.expired
         await write_reaped(own, engine.instance_id, expired)
         return len(expired)
 
     while not stopping():
         expired = await engine.database.transaction(work)
+        # fail point: reap.expired-committed
         report.references += expired
         if expired < batch:
             return
@@ -171,6 +201,7 @@ async def _delete(engine: Engine, name: str, report: ReapReport, stopping: Stopp
         )
         if not claimed:
             return
+        # fail point: reap.claimed
         sweep = await sweep_objects(engine, name, claimed)
         report.blobs += len(sweep.deleted)
         report.bytes += sum(one.size or 0 for one in sweep.deleted)
@@ -187,6 +218,7 @@ async def _prune(engine: Engine, report: ReapReport, stopping: Stopping) -> None
     age = engine.settings.operations.retention
     while age is not None and not stopping():
         pruned = await engine.database.write(lambda own: operation.prune_old(own, age, _PRUNE_BATCH))
+        # fail point: reap.pruned
         report.pruned += pruned
         if pruned < _PRUNE_BATCH:
             return

@@ -136,6 +136,10 @@ class ReaperConfig(Section):
         concurrency: deletes at once.
         backoff_initial: after the first failed delete of an object; doubles up to `backoff_max`.
         drain_timeout: how long a stopped reaper may finish its pass.
+        max_references: a pass that would delete more references than this, and more than `max_share` of all, stops
+            before it deletes anything, and waits for `bdr reap --confirm`.
+        max_share: of all references, between 0 and 1; 1 turns that off.
+        clock_tolerance: a pass also stops when the database's clock has moved this much unlike time.
     """
 
     batch_size: int = Field(default=1_000, ge=1, le=100_000)
@@ -146,6 +150,9 @@ class ReaperConfig(Section):
     backoff_initial: PositiveDuration = timedelta(seconds=30)
     backoff_max: PositiveDuration = timedelta(hours=1)
     drain_timeout: Duration = timedelta(seconds=30)
+    max_references: int = Field(default=10_000, ge=0)
+    max_share: float = Field(default=0.5, gt=0, le=1)
+    clock_tolerance: PositiveDuration = timedelta(minutes=10)
 
     @model_validator(mode="after")
     def _backoff_grows(self) -> Self:

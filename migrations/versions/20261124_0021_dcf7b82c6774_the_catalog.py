@@ -30,6 +30,8 @@ EXPIRES_AT = (
     "CASE WHEN ref_count = 0 THEN (last_access_at AT TIME ZONE 'UTC' + zero_ref_retention) AT TIME ZONE 'UTC' END"
     ") END"
 )
+# What a file key is looked up for once its reference is gone, or before it is there.
+ENDS = "status = 'running' OR operation_type IN ('delete', 'cleanup', 'reap', 'fsck')"
 
 
 def upgrade() -> None:
@@ -38,14 +40,16 @@ def upgrade() -> None:
     _make_engine_instance()
     _make_blob()
     _make_binary_data_reference()
+    _make_reference_holder()
     _make_operation()
     _make_operation_total()
+    _make_reaper_clock()
     op.execute(f"COMMENT ON TABLE {SCHEMA}.alembic_version IS 'The revision of this schema; bdr db current shows it.'")
 
 
 def downgrade() -> None:
-    references = ["binary_data_reference", "blob", "storage"]
-    for table in [*references, "operation_total", "operation", "engine_instance", "catalog"]:
+    references = ["reference_holder", "binary_data_reference", "blob", "storage"]
+    for table in [*references, "operation_total", "operation", "engine_instance", "reaper_clock", "catalog"]:
         op.drop_table(table, schema=SCHEMA)
 
 
@@ -240,6 +244,13 @@ def _make_binary_data_reference() -> None:
             "ref_count", sa.BigInteger(), nullable=False, comment="Registrations (the store is one) minus releases."
         ),
         sa.Column(
+            "holder_count",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="How many of ref_count are by name: rows of reference_holder.",
+        ),
+        sa.Column(
             "pinned", sa.Boolean(), server_default=sa.text("false"), nullable=False, comment="Never expires while true."
         ),
         sa.Column("created_at", MOMENT, server_default=NOW, nullable=False, comment="When it was stored."),
@@ -285,6 +296,7 @@ def _make_binary_data_reference() -> None:
         ),
         sa.CheckConstraint("file_size >= 0", name=op.f("ck_binary_data_reference_file_size")),
         sa.CheckConstraint("ref_count >= 0", name=op.f("ck_binary_data_reference_ref_count")),
+        sa.CheckConstraint("holder_count BETWEEN 0 AND ref_count", name=op.f("ck_binary_data_reference_holder_count")),
         sa.ForeignKeyConstraint(
             ["blob_id", "blob_state"],
             ["bdr.blob.blob_id", "bdr.blob.state"],
@@ -303,6 +315,52 @@ def _make_binary_data_reference() -> None:
         schema=SCHEMA,
         postgresql_where=sa.text("expires_at IS NOT NULL"),
     )
+
+
+def _make_reference_holder() -> None:
+    op.create_table(
+        "reference_holder",
+        sa.Column("file_key", sa.Text(collation="C"), nullable=False, comment="The reference that is held."),
+        sa.Column("holder", sa.Text(), nullable=False, comment="Who holds it, as the caller named it."),
+        sa.Column(
+            "instance_id",
+            sa.Uuid(),
+            nullable=True,
+            comment="It lets go when this engine instance stops; null when it is bound to none.",
+        ),
+        sa.Column(
+            "acquired_at",
+            MOMENT,
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+            comment="When it was first registered.",
+        ),
+        sa.Column(
+            "lease_expires_at",
+            MOMENT,
+            nullable=True,
+            comment="It lets go then, unless it is registered again before; null when it has no lease.",
+        ),
+        sa.CheckConstraint("length(holder) BETWEEN 1 AND 256", name=op.f("ck_reference_holder_holder")),
+        sa.ForeignKeyConstraint(
+            ["file_key"],
+            ["bdr.binary_data_reference.file_key"],
+            name=op.f("fk_reference_holder_binary_data_reference"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("file_key", "holder", name=op.f("pk_reference_holder")),
+        schema=SCHEMA,
+        comment="One row for each named registration; each is one of its reference's ref_count.",
+    )
+    op.create_index("ix_reference_holder_holder", "reference_holder", ["holder"], schema=SCHEMA)
+    for column in ("instance_id", "lease_expires_at"):
+        op.create_index(
+            f"ix_reference_holder_{column}",
+            "reference_holder",
+            [column],
+            schema=SCHEMA,
+            postgresql_where=sa.text(f"{column} IS NOT NULL"),
+        )
 
 
 def _make_operation() -> None:
@@ -346,6 +404,9 @@ def _make_operation() -> None:
         postgresql_where=sa.text("status = 'running'"),
     )
     op.create_index("ix_operation_started_at", "operation", ["started_at"], schema=SCHEMA)
+    op.create_index(
+        "ix_operation_end_of_file_key", "operation", ["file_key"], schema=SCHEMA, postgresql_where=sa.text(ENDS)
+    )
 
 
 def _make_operation_total() -> None:
@@ -360,4 +421,16 @@ def _make_operation_total() -> None:
         sa.PrimaryKeyConstraint("day", "instance_id", "operation_type", "status", name=op.f("pk_operation_total")),
         schema=SCHEMA,
         comment="Sums of the operation records that were pruned.",
+    )
+
+
+def _make_reaper_clock() -> None:
+    op.create_table(
+        "reaper_clock",
+        sa.Column("boot_id", sa.Text(), nullable=False, comment="Which machine, since which start."),
+        sa.Column("seen_at", MOMENT, nullable=False, comment="The database's time at its last pass."),
+        sa.Column("uptime", sa.Interval(), nullable=False, comment="How long it had been up then."),
+        sa.PrimaryKeyConstraint("boot_id", name=op.f("pk_reaper_clock")),
+        schema=SCHEMA,
+        comment="One row for each boot of a machine that reaps: the database's time, and its own.",
     )

@@ -1,0 +1,261 @@
+"""Named holders: registrations that say who they are for, and that let go when that one is gone.
+
+A named registration is one of its reference's `ref_count` and one of its `holder_count`. Whoever acquires, renews or
+lets go, the reaper too, locks the reference first, in key order, and only then looks at its holders: for one reference
+these come one after the other, as they do with deletes, which lock the reference and take its holders with it.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Interval,
+    Text,
+    Update,
+    Uuid,
+    bindparam,
+    cast,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import Mapped, mapped_column
+
+from bdr.catalog.base import Base, Moment, asked_keys, in_order
+from bdr.catalog.count import ACCESSED, Counted, locked_references
+from bdr.catalog.instance import EngineInstance
+from bdr.catalog.reference import Reference
+
+MAX_HOLDER_LENGTH = 256
+
+
+class ReferenceHolder(Base):
+    """Who holds a reference by name."""
+
+    __tablename__ = "reference_holder"
+    __table_args__ = (
+        CheckConstraint(f"length(holder) BETWEEN 1 AND {MAX_HOLDER_LENGTH}", name="holder"),
+        Index("ix_reference_holder_holder", "holder"),
+        Index(
+            "ix_reference_holder_lease_expires_at",
+            "lease_expires_at",
+            postgresql_where=text("lease_expires_at IS NOT NULL"),
+        ),
+        Index("ix_reference_holder_instance_id", "instance_id", postgresql_where=text("instance_id IS NOT NULL")),
+        {"comment": "One row for each named registration; each is one of its reference's ref_count."},
+    )
+
+    file_key: Mapped[str] = mapped_column(
+        Text(collation="C"),
+        ForeignKey("bdr.binary_data_reference.file_key", ondelete="CASCADE"),
+        primary_key=True,
+        comment="The reference that is held.",
+    )
+    holder: Mapped[str] = mapped_column(Text, primary_key=True, comment="Who holds it, as the caller named it.")
+    instance_id: Mapped[uuid.UUID | None] = mapped_column(
+        Uuid, comment="It lets go when this engine instance stops; null when it is bound to none."
+    )
+    acquired_at: Mapped[Moment] = mapped_column(
+        server_default=func.clock_timestamp(), comment="When it was first registered."
+    )
+    lease_expires_at: Mapped[Moment | None] = mapped_column(
+        comment="It lets go then, unless it is registered again before; null when it has no lease."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One named registration; `instance_id` and `lease_expires_at` are None when it is not bound, or has no lease."""
+
+    file_key: str
+    holder: str
+    instance_id: uuid.UUID | None
+    acquired_at: datetime
+    lease_expires_at: datetime | None
+
+
+def _changed(by: Any, source: Any) -> Update:
+    return (
+        update(Reference)
+        .where(Reference.file_key == source.c.file_key)
+        .values(ref_count=Reference.ref_count + by, holder_count=Reference.holder_count + by, last_access_at=ACCESSED)
+    )
+
+
+def _counted(locked: Any, source: Any, by: int, after: Any) -> Any:
+    changed = (
+        _changed(by, source)
+        .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
+        .cte("changed")
+    )
+    return select(
+        locked.c.file_key,
+        locked.c.ref_count.label("before"),
+        after(changed.c.ref_count).label("after"),
+        changed.c.zero_ref_retention,
+    ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
+
+
+_HOLDER = bindparam("of_holder", type_=Text())
+_TERMS: dict[str, Any] = {
+    "instance_id": bindparam("bound_to", type_=Uuid()),
+    "lease_expires_at": func.clock_timestamp() + bindparam("lease", type_=Interval()),
+}
+_LOCKED = locked_references(asked_keys())
+_RENEWED = (
+    update(ReferenceHolder)
+    .where(ReferenceHolder.file_key == _LOCKED.c.file_key, ReferenceHolder.holder == _HOLDER)
+    .values(_TERMS)
+    .returning(ReferenceHolder.file_key)
+    .cte("renewed")
+)
+# A registration by the same name that committed while this one waited for the lock is not in this statement's
+# snapshot: it is not renewed, and the conflict keeps it from being counted twice.
+_ADDED = (
+    insert(ReferenceHolder)
+    .from_select(
+        ["file_key", "holder", *_TERMS],
+        select(_LOCKED.c.file_key, _HOLDER, *_TERMS.values()).where(
+            ~exists().where(_RENEWED.c.file_key == _LOCKED.c.file_key)
+        ),
+    )
+    .on_conflict_do_nothing()
+    .returning(ReferenceHolder.file_key)
+    .cte("added")
+)
+ACQUIRE = _counted(_LOCKED, _ADDED, 1, lambda after: func.coalesce(after, _LOCKED.c.ref_count))
+
+_LET_GO = (
+    delete(ReferenceHolder)
+    .where(ReferenceHolder.file_key == _LOCKED.c.file_key, ReferenceHolder.holder == _HOLDER)
+    .returning(ReferenceHolder.file_key)
+    .cte("let_go")
+)
+LET_GO = _counted(_LOCKED, _LET_GO, -1, lambda after: after)
+
+_HELD = (
+    select(Reference.file_key)
+    .join_from(Reference, ReferenceHolder, ReferenceHolder.file_key == Reference.file_key)
+    .where(ReferenceHolder.holder == _HOLDER)
+    .order_by(Reference.file_key)
+    .with_for_update(of=Reference)
+    .cte("held")
+)
+_ALL_LET_GO = (
+    delete(ReferenceHolder)
+    .where(ReferenceHolder.file_key == _HELD.c.file_key, ReferenceHolder.holder == _HOLDER)
+    .returning(ReferenceHolder.file_key)
+    .cte("let_go")
+)
+LET_ALL_GO = _changed(-1, _ALL_LET_GO).returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
+
+_STOPPED = select(EngineInstance.instance_id).where(EngineInstance.stopped_at.is_not(None))
+_EXPIRED = ReferenceHolder.lease_expires_at <= func.now()
+_OF_STOPPED = ReferenceHolder.instance_id.in_(_STOPPED)
+
+
+def _claim(condition: Any) -> Any:
+    return (
+        select(Reference.file_key)
+        .join_from(ReferenceHolder, Reference, ReferenceHolder.file_key == Reference.file_key)
+        .where(condition)
+        .limit(bindparam("batch"))
+        .with_for_update(of=Reference, skip_locked=True)
+    )
+
+
+CLAIM_EXPIRED_LEASES = _claim(_EXPIRED)
+CLAIM_OF_STOPPED = _claim(_OF_STOPPED)
+_LAPSED = (
+    delete(ReferenceHolder)
+    .where(ReferenceHolder.file_key == func.any(bindparam("keys")), or_(_EXPIRED, _OF_STOPPED))
+    .returning(ReferenceHolder.file_key)
+    .cte("lapsed")
+)
+_SUMS = select(_LAPSED.c.file_key, cast(func.count(), BigInteger).label("n")).group_by(_LAPSED.c.file_key).cte("sums")
+LAPSE = _changed(-_SUMS.c.n, _SUMS).returning(_SUMS.c.n)
+
+FORGET = delete(ReferenceHolder).where(ReferenceHolder.file_key == func.any(bindparam("keys")))
+_HOLDINGS = select(*ReferenceHolder.__table__.c)
+
+
+async def acquire(
+    connection: AsyncConnection,
+    keys: Sequence[str],
+    holder: str,
+    *,
+    lease: timedelta | None = None,
+    instance_id: uuid.UUID | None = None,
+) -> Mapping[str, Counted]:
+    """Register by name: counted once, however often; each time the lease and the instance are set anew."""
+    terms = {"of_holder": holder, "lease": lease, "bound_to": instance_id}
+    return await _count(connection, ACQUIRE, keys, terms)
+
+
+async def let_go(connection: AsyncConnection, keys: Sequence[str], holder: str) -> Mapping[str, Counted]:
+    """Release by name; `after` is None where nothing of that name is held, and nothing changes then."""
+    return await _count(connection, LET_GO, keys, {"of_holder": holder})
+
+
+async def let_all_go(connection: AsyncConnection, holder: str) -> Mapping[str, Counted]:
+    """Release all that is held by this name, in one statement; gives back what was.
+
+    Two at once: the second waits for the first's locks, then finds the rows gone from under it and counts none twice.
+    """
+    found = await connection.execute(LET_ALL_GO, {"of_holder": holder})
+    return {row.file_key: Counted(row.ref_count + 1, row.ref_count, row.zero_ref_retention) for row in found}
+
+
+async def lapse(connection: AsyncConnection, batch: int) -> int:
+    """Release holders whose lease is over or whose instance has stopped; gives back how many.
+
+    At most `batch` of the one kind and of the other are looked at.
+
+    READ COMMITTED, two statements. A renewal that is first holds the reference's lock, and the claim skips it. When
+    the claim is first, a renewal waits, finds its row gone, and registers anew. The second statement's snapshot is
+    newer than the locks: what it finds expired is, and nobody renews it before this commits.
+    """
+    released = 0
+    for claim in (CLAIM_EXPIRED_LEASES, CLAIM_OF_STOPPED):
+        keys = list((await connection.execute(claim, {"batch": batch})).scalars())
+        if keys:
+            released += sum((await connection.execute(LAPSE, {"keys": in_order(keys)})).scalars())
+    return released
+
+
+async def forget(connection: AsyncConnection, keys: Sequence[str]) -> None:
+    """Delete the holders of references that the caller has locked and whose counts it sets to zero."""
+    await connection.execute(FORGET, {"keys": in_order(keys)})
+
+
+async def holders_of(connection: AsyncConnection, key: str, batch: int) -> list[Holding]:
+    """Who holds a reference by name, at most `batch`, those first who have it longest."""
+    query = _HOLDINGS.where(ReferenceHolder.file_key == key).order_by(ReferenceHolder.acquired_at).limit(batch)
+    return [Holding(*row) for row in await connection.execute(query)]
+
+
+async def held_by(connection: AsyncConnection, holder: str, batch: int) -> list[Holding]:
+    """What is held by this name, at most `batch`."""
+    query = _HOLDINGS.where(ReferenceHolder.holder == holder).order_by(ReferenceHolder.file_key).limit(batch)
+    return [Holding(*row) for row in await connection.execute(query)]
+
+
+async def _count(
+    connection: AsyncConnection, statement: Any, keys: Sequence[str], values: Mapping[str, Any]
+) -> dict[str, Counted]:
+    found = await connection.execute(statement, {"asked_file_key": in_order(keys), **values})
+    counted = {row.file_key: Counted(row.before, row.after, row.zero_ref_retention) for row in found}
+    return dict.fromkeys(keys, Counted(None, None, None)) | counted
