@@ -3,12 +3,14 @@
 import asyncio
 import uuid
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import bdr
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig, InstanceConfig, LifecycleCleanupConfig, ReaperConfig
+from bdr.catalog import instance
 from bdr.errors import InstanceClosed, StorageUnavailable
 from bdr.keys import encode, new_id
 from tests.fixtures.engines import AT_ONCE, Connect
@@ -17,6 +19,8 @@ from tests.reaper.support import EAGER, keys_left, records, store_many
 from tests.storage.helpers import until
 
 IN_MEMORY = BinaryStorageConfig(storage_type="memory")
+# Gives no sign of life of its own accord while a test runs.
+QUIET = InstanceConfig(heartbeat_interval=timedelta(hours=1), timeout=timedelta(hours=2))
 LIVELY = InstanceConfig(heartbeat_interval=timedelta(milliseconds=20), timeout=timedelta(hours=1))
 ALIVE = "SELECT stopped_at IS NULL, missed_at IS NULL FROM bdr.engine_instance WHERE instance_id = :id"
 SILENT = "UPDATE bdr.engine_instance SET heartbeat_at = now() - interval '2 hours' WHERE instance_id = :id"
@@ -85,7 +89,7 @@ async def test_a_memory_is_forgotten_when_its_engine_closes(connect: Connect, da
 async def test_the_memory_of_the_dead_goes_in_batches_and_what_is_locked_goes_later(
     connect: Connect, caller: AsyncEngine
 ) -> None:
-    dead = await connect(storage=IN_MEMORY)
+    dead = await connect(storage=IN_MEMORY, instance=QUIET)
     reaper = await connect(reaper=ReaperConfig(batch_size=2))
     locked, *others = await store_many(dead, 5)
     await silence(reaper, dead)
@@ -104,7 +108,7 @@ async def test_the_memory_of_the_dead_goes_in_batches_and_what_is_locked_goes_la
 
 
 async def test_two_reapers_that_bury_the_same_engine_count_it_once(connect: Connect) -> None:
-    dead = await connect(storage=IN_MEMORY)
+    dead = await connect(storage=IN_MEMORY, instance=QUIET)
     reapers = [await connect(reaper=ReaperConfig(batch_size=3)) for _ in range(3)]
     await store_many(dead, 20)
     await silence(dead, dead)
@@ -144,7 +148,7 @@ async def test_an_engine_that_was_declared_dead_closes_itself(
 
 
 async def test_operations_of_the_dead_are_failed_and_others_are_not(connect: Connect) -> None:
-    dead, living = await connect(), await connect()
+    dead, living = await connect(instance=QUIET), await connect()
     lost, kept = await start_operation(living, dead), await start_operation(living, living)
     await silence(living, dead)
     assert (await living.reap()).instances == 1
@@ -155,7 +159,7 @@ async def test_operations_of_the_dead_are_failed_and_others_are_not(connect: Con
 async def test_operations_of_the_dead_are_failed_although_their_reaper_died_or_they_were_locked(
     connect: Connect, caller: AsyncEngine
 ) -> None:
-    dead, reaper = await connect(), await connect()
+    dead, reaper = await connect(instance=QUIET), await connect()
     lost = await start_operation(reaper, dead)
     await change(
         reaper, "UPDATE bdr.engine_instance SET stopped_at = now() WHERE instance_id = :id", id=dead.engine.instance_id
@@ -169,19 +173,18 @@ async def test_operations_of_the_dead_are_failed_although_their_reaper_died_or_t
 
 
 async def test_silence_is_only_noted_at_first_and_a_sign_of_life_takes_it_back(connect: Connect) -> None:
-    """After an outage of the database all are silent; whoever reaps first must not bury the others."""
-    reaper = await connect()
-    silent = await connect()
-    lively = await connect(instance=LIVELY)
-    for one in (silent, lively, reaper):
+    """After an outage of the database all are silent; whoever reaps first must not bury the others, nor itself."""
+    reaper, silent, heard = [await connect(instance=QUIET) for _ in range(3)]
+    for one in (reaper, silent, heard):
         await change(reaper, SILENT, id=one.engine.instance_id)
-    assert (await reaper.reap()).instances == 0
-    assert (await reaper.reap()).instances == 0
-    assert await is_alive(reaper, silent) == (True, False)
-
-    async def is_heard_of() -> bool:
-        return await is_alive(reaper, lively) == (True, True)
-
-    await until(is_heard_of)
-    assert (await reaper.reap()).instances == 0
-    assert await reaper.data_exists((await reaper.store_data(b"data")).file_key)
+    for _ in range(2):
+        assert (await reaper.reap()).instances == 0
+    for one in (reaper, silent, heard):
+        assert await is_alive(reaper, one) == (True, False)
+        await change(reaper, LONG_MISSED, id=one.engine.instance_id)
+    for one in (reaper, heard):
+        assert await reaper.engine.database.write(partial(instance.heartbeat, instance_id=one.engine.instance_id))
+        assert await is_alive(reaper, one) == (True, True)
+    assert (await reaper.reap()).instances == 1
+    assert await is_alive(reaper, silent) == (False, False)
+    assert not await reaper.engine.database.write(partial(instance.heartbeat, instance_id=silent.engine.instance_id))
