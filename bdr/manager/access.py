@@ -39,8 +39,7 @@ class AccessTimes:
 
     @contextmanager
     def reading(self, file_key: str, *, held: bool) -> Iterator[None]:
-        """The reference is read at both ends, and counts as read every `interval` between, however slow its reader."""
-        self.note(file_key, held=held)
+        """While inside, the reference counts as read every `interval`, however slow its reader, and once at the end."""
         self._open[file_key] += 1
         try:
             yield

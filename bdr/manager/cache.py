@@ -16,12 +16,12 @@ class ByteCache:
     """Bytes by blob id. A blob's bytes never change, so an entry is never stale.
 
     Args:
-        capacity: bytes held at most; zero turns the cache off.
+        capacity: bytes held at most; with zero nothing is kept.
         max_entry: only files smaller than this are kept.
     """
 
     def __init__(self, capacity: int, max_entry: int) -> None:
-        self._max_entry = min(max_entry, capacity)
+        self._max_entry = max_entry
         # TinyLFU admits a newcomer only if it is asked for more often than what it would push out.
         self._entries: Moka[uuid.UUID, bytes] = Moka(max(capacity, 1), weigher=lambda _, data: len(data) + _OVERHEAD)
         self._loading: dict[uuid.UUID, asyncio.Task[bytes]] = {}

@@ -200,7 +200,7 @@ async def test_nothing_is_served_for_a_key_that_was_deleted(connect: Connect, by
     key = (await binary.store_data(b"hello")).file_key
     assert await binary.get_data(key) == b"hello"
     await other.delete_data(key)
-    with pytest.raises(bdr.FileNotFound, match="There is no reference"):
+    with pytest.raises(bdr.FileNotFound, match="was deleted"):
         await binary.get_data(key)
 
 

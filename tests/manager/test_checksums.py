@@ -86,7 +86,7 @@ async def test_a_stream_ends_with_an_error_instead_of_the_last_piece(
         before = len(got)
         await reader.seek(0)
         with pytest.raises(bdr.Corrupt):
-            await reader.read()
+            await reader.read(1 if damage is alter else -1)
     assert data.startswith(got)
     assert before == (2 * PIECE if data is LARGE and damage is not empty else 0)
 

@@ -86,8 +86,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "data_exists": (KEY,),
     "delete": (KEY, "delete"),
     "delete_data": (KEY,),
+    "explain": (KEY,),
     "get_data": (KEY,),
     "get_details": (KEY,),
+    "get_holders": (KEY,),
     "get_metadata": (KEY,),
     "get_operation_progress": ("0193a6b2-7c00-7000-8000-000000000001",),
     "get_range": (KEY, 0, 1),
@@ -95,12 +97,15 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "get_stats": (),
     "list_references": (),
     "open": (KEY,),
+    "pin": (KEY,),
     "reap": (),
     "register_reference": (KEY,),
+    "release_holder": ("workflow 7",),
     "release_reference": (KEY,),
     "start_cleanup_task": (),
     "store_data": (b"hello",),
     "store_file": ("/no/such/file",),
+    "unpin": (KEY,),
 }
 # It only ends what may be running.
 HARMLESS = {"stop_cleanup_task"}

@@ -109,14 +109,18 @@ async def test_a_read_that_failed_or_was_cancelled_can_be_tried_again() -> None:
 
 
 async def test_a_cancelled_read_does_not_spoil_the_checksum() -> None:
-    reader, _ = reader_of(LARGE)
-    for _ in range(20):
-        reading = asyncio.create_task(reader.read())
-        for _ in range(4):
+    for steps in range(1, 20):
+        reader, _ = reader_of(LARGE)
+        assert await reader.read(PIECE) == LARGE[:PIECE]
+        reading = asyncio.create_task(reader.read(PIECE))
+        for _ in range(steps):
             await asyncio.sleep(0)
         reading.cancel()
         await asyncio.wait([reading])
-    assert await reader.read() == LARGE
+        start = await reader.tell()
+        assert start in (PIECE, 2 * PIECE)
+        assert await reader.read() == LARGE[start:]
+        assert reader._digested == len(LARGE)
 
 
 async def test_bytes_that_were_given_out_before_are_verified_again_from_the_beginning() -> None:

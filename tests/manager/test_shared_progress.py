@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 import bdr
 from bdr import BinaryDataLifecycleManager, BinaryDataMetadata, OperationProgress
@@ -15,10 +17,12 @@ from bdr.manager.operations import Operations
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import TcpProxy
 from tests.guarantees import violations
-from tests.lifecycle.conftest import ConnectThrough
-from tests.lifecycle.support import HeldSource, change, rows
+from tests.lifecycle.conftest import ConnectThrough, caller
+from tests.lifecycle.support import HeldSource, change, rows, until_waiting
 from tests.manager.support import NEVER, records, statements_of
 from tests.storage.helpers import until
+
+__all__ = ["caller"]
 
 ID = uuid.UUID("0193a6b2-7c00-7000-8000-000000000002")
 AT_ONCE = bdr.OperationsConfig(progress_interval=timedelta(0))
@@ -252,21 +256,19 @@ async def test_the_memory_for_records_that_wait_is_bounded_and_the_newest_are_ke
     assert await records(binary, "retrieve") == [("succeeded", number, None) for number in range(16, 26)]
 
 
-async def test_a_record_that_is_being_written_is_found(
-    cut_off: tuple[BinaryDataLifecycleManager, TcpProxy],
-) -> None:
-    binary, proxy = cut_off
+async def test_a_record_that_is_being_written_is_found(connect: Connect, caller: AsyncEngine) -> None:
+    binary = await connect(access=NEVER)
     key = (await binary.store_data(b"hello")).file_key
-    await binary.operations.flush()
     await binary.get_data(key, operation_id=ID)
-    proxy.pause()
-    writing = asyncio.create_task(binary.operations.flush())
-    await asyncio.sleep(0)
-    asking = asyncio.create_task(binary.get_operation_progress(ID))
-    counting = asyncio.create_task(binary.get_stats())
-    await asyncio.sleep(0)
-    assert not binary.operations._waiting
-    proxy.resume()
+    async with caller.begin() as connection:
+        await connection.execute(text("LOCK TABLE bdr.operation IN SHARE MODE"))
+        writing = asyncio.create_task(binary.operations.flush())
+        await until_waiting(binary)
+        assert not binary.operations._waiting
+        asking = asyncio.create_task(binary.get_operation_progress(ID))
+        counting = asyncio.create_task(binary.get_stats())
+        done, _ = await asyncio.wait([asking, counting], timeout=0.1)
+        assert not done
     found = await asking
     assert found is not None
     assert found.status == "succeeded"
