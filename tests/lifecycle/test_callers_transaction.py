@@ -230,9 +230,18 @@ async def test_a_delete_in_a_transaction_is_not_undone_by_a_later_registration(
     assert await binary.register_reference(key) == 1
     assert (await binary.reap()).references == 1
     assert (await blob_states(binary), await objects_in(binary.engine.storage("main"))) == ([], set())
-    assert await rows(binary, "SELECT detail->>'rule' FROM bdr.operation WHERE operation_type = 'reap'") == [
-        ("deleted",)
-    ]
+
+
+async def test_a_delete_in_a_transaction_is_recorded_there_and_when_the_reaper_has_done_it(
+    binary: Binary, caller: AsyncEngine
+) -> None:
+    async with caller.begin() as own:
+        key = (await binary.store_data(b"x", connection=own)).file_key
+        await binary.delete_data(key, connection=own)
+    recorded = f"SELECT operation_type, detail->>'rule' FROM bdr.operation WHERE file_key = '{key}' ORDER BY 1"
+    assert await rows(binary, recorded) == [("delete", None), ("store", None)]
+    assert (await binary.reap()).references == 1
+    assert await rows(binary, recorded) == [("delete", None), ("reap", "deleted"), ("store", None)]
 
 
 @pytest.mark.parametrize("verb", ALL)

@@ -28,6 +28,7 @@ Binary = BinaryDataLifecycleManager
 RETENTIONS = (timedelta(hours=1), timedelta(0))
 ENGINES = st.integers(0, 1)
 PICKS = st.integers(0, 1000)
+COUNT_AND_DUE = "SELECT file_key, ref_count, coalesce(expires_at <= now(), false) FROM bdr.binary_data_reference"
 
 
 @dataclass
@@ -205,9 +206,9 @@ class Lifecycle(RuleBasedStateMachine):
     # What must hold
 
     @invariant()
-    def counts_are_the_models(self) -> None:
-        found = dict(self.run(rows(self.engines[0], "SELECT file_key, ref_count FROM bdr.binary_data_reference")))
-        assert found == {key: known.count for key, known in self.model.items()}
+    def counts_and_ends_are_the_models(self) -> None:
+        found = {key: told for key, *told in self.run(rows(self.engines[0], COUNT_AND_DUE))}
+        assert found == {key: [known.count, known.is_expired()] for key, known in self.model.items()}
 
     def teardown(self) -> None:
         with self.runner:

@@ -9,8 +9,10 @@ from bdr import (
     BinaryDataLifecycleManager,
     BinaryDataReference,
     CatalogUnavailable,
+    DatabaseConfig,
     OutcomeUnknown,
 )
+from tests.fixtures.engines import Connect
 from tests.guarantees import objects_in, violations
 from tests.lifecycle.conftest import ConnectThrough
 from tests.lifecycle.gate import closed_gate
@@ -21,6 +23,7 @@ from tests.lifecycle.support import (
     cut_after,
     make_due,
     rows,
+    until_idle,
     until_quiet,
     until_waiting,
 )
@@ -150,6 +153,8 @@ async def test_a_store_that_cannot_ask_says_that_it_does_not_know(
     (key,) = caught.value.keys
     assert await count_of(binary, key) == (1 if happens else None)
     await assert_owned(binary, "live" if happens else "pending")
+    await far.operations.flush()
+    assert await rows(binary, "SELECT status FROM bdr.operation") == [("succeeded" if happens else "failed",)]
     await make_due(binary)
     await binary.reap()
     assert await blob_states(binary) == (["live"] if happens else ["deleting"])
@@ -224,6 +229,26 @@ async def test_a_cancelled_store_that_was_not_published_is_cancelled(binary: Bin
         await gate.end_sessions()
         with pytest.raises(asyncio.CancelledError):
             await task
+    assert await rows(binary, "SELECT status FROM bdr.operation") == [("cancelled",)]
+    await assert_owned(binary, "deleting")
+
+
+async def test_a_store_cancelled_twice_gives_its_row_away_as_soon_as_there_is_a_connection(
+    connect: Connect, binary: Binary, database_url: str
+) -> None:
+    narrow = await connect(database=DatabaseConfig(pool_size=1))
+    async with closed_gate(database_url) as gate:
+        _, task = await _store_up_to_its_commit(narrow)
+        await gate.reached()
+        for _ in range(2):
+            task.cancel()
+            # Until it waits again: the first time for its outcome, for which there is no connection.
+            for _ in range(5):
+                await asyncio.sleep(0)
+        with pytest.raises(OutcomeUnknown):
+            await task
+        await gate.end_sessions()
+        await until_idle(narrow)
     assert await rows(binary, "SELECT status FROM bdr.operation") == [("cancelled",)]
     await assert_owned(binary, "deleting")
 
