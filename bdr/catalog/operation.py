@@ -268,7 +268,9 @@ async def find(connection: AsyncConnection, operation_id: uuid.UUID) -> AnyRow |
 
 async def newest_end(connection: AsyncConnection, file_key: str) -> AnyRow | None:
     """The newest record that tells why there is no reference: it was deleted, or is being stored just now."""
-    about_it = _RECORD.where(Operation.file_key == file_key, text(_ENDS)).where(Operation.operation_type != "retrieve")
+    # In brackets, which SQLAlchemy does not put around a text: its OR would make it anybody's end.
+    about_it = _RECORD.where(Operation.file_key == file_key, text(f"({_ENDS})"))
+    about_it = about_it.where(Operation.operation_type != "retrieve")
     return (await connection.execute(about_it.order_by(Operation.started_at.desc()).limit(1))).one_or_none()
 
 

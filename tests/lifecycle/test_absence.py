@@ -22,6 +22,15 @@ async def test_a_key_that_never_was_is_not_called_gone(binary: BinaryDataLifecyc
         assert (await binary.explain(key)).state is State.UNKNOWN
 
 
+async def test_the_end_of_one_key_is_not_told_of_another(binary: BinaryDataLifecycleManager) -> None:
+    await binary.delete_data((await binary.store_data(b"x")).file_key)
+    await binary.operations.flush()
+    never = new_file_key()
+    with pytest.raises(bdr.FileNotFound, match="There is no reference"):
+        await binary.get_data(never)
+    assert (await binary.explain(never)).state is State.UNKNOWN
+
+
 async def test_what_was_deleted_says_when_and_by_whom(binary: BinaryDataLifecycleManager, connect: Connect) -> None:
     other = await connect()
     key = (await binary.store_data(b"x")).file_key
