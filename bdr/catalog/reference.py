@@ -192,7 +192,9 @@ CLAIM_EXPIRED = (
     .with_for_update(skip_locked=True, of=[Reference, Blob])
 )
 COUNT_EXPIRED = select(func.count()).where(Reference.expires_at <= func.now())
-COUNT_UP_TO = select(func.count()).select_from(select(Reference.file_key).limit(bindparam("batch")).subquery())
+# In key order, so by the index: the table's front is where the oldest were, and may be pages without any row.
+_SOME = select(Reference.file_key).order_by(Reference.file_key).limit(bindparam("batch")).subquery()
+COUNT_UP_TO = select(func.count()).select_from(_SOME)
 LOCK_REFERENCES = (
     select(
         Reference.file_key,
