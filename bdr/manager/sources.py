@@ -121,15 +121,14 @@ def _not_as_promised(metadata: BinaryDataMetadata, found: str) -> InvalidArgumen
 
 
 async def _as_promised(chunks: AsyncIterable[bytes], metadata: BinaryDataMetadata) -> AsyncIterator[bytes]:
-    """The chunks that have anything in them; an error as soon as they are too many, or at the end too few."""
+    """The chunks; an error as soon as they are too many bytes, or at the end too few."""
     size = 0
     async for chunk in chunks:
         data = _checked(chunk)
         size += len(data)
         if metadata.file_size is not None and size > metadata.file_size:
             raise _not_as_promised(metadata, "more")
-        if data:
-            yield data
+        yield data
     if metadata.file_size not in (None, size):
         raise _not_as_promised(metadata, f"{size} bytes")
 
