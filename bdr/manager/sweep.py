@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from bdr.catalog import blob
 from bdr.catalog.blob import ClaimedBlob, FailedDelete
-from bdr.errors import BinaryStorageError, InstanceClosed, StorageUnavailable
+from bdr.errors import BinaryStorageError, StorageUnavailable
 from bdr.manager.engine import Engine
+from bdr.storage.protocol import BinaryDataStorage
 
 
 @dataclass
@@ -47,6 +48,7 @@ async def sweep_objects(engine: Engine, storage_name: str, claimed: Sequence[Cla
 
 
 async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBlob], sweep: Sweep) -> None:
+    storage = engine.storage(name)
     # The other half is for the deletes that are under way then, and for writing down what became of all: a claim that
     # has run out is worth nothing, so a slow storage would otherwise be swept again and again.
     half = engine.settings.reaper.lease / 2
@@ -55,7 +57,7 @@ async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBl
 
     async def worker() -> None:
         for one in queue:
-            reason = await _delete_object(engine, name, one, sweep)
+            reason = await _delete_object(storage, one, sweep)
             if reason is None and time.monotonic() > enough:
                 reason = f"storage '{name}' did not delete {len(claimed)} objects in {half}, half of a lease"
             if reason is not None:
@@ -66,32 +68,21 @@ async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBl
             workers.create_task(worker())
 
 
-async def _delete_object(engine: Engine, name: str, one: ClaimedBlob, sweep: Sweep) -> str | None:
+async def _delete_object(storage: BinaryDataStorage, one: ClaimedBlob, sweep: Sweep) -> str | None:
     """Delete an object and note what became of it; gives back why its storage should be left alone now, if it should.
 
-    When the storage answers for its marker all the same, it is this object that cannot be deleted. Even then the others
-    wait for another pass: they might take as long, or press a storage that asks to be spared.
+    A storage that does not answer may be away: then its marker cannot be read afterwards, and nothing of this sweep
+    counts. If it can, it is this object that cannot be deleted. Even then the others wait for another pass: they might
+    take as long, or press a storage that asks to be spared.
     """
     try:
-        await engine.storage(name).delete(one.object_path)
-    except (StorageUnavailable, InstanceClosed) as error:
-        failure = FailedDelete(one, str(error))
-        (sweep.failed if await _answers(engine, name) else sweep.unreachable).append(failure)
-        return failure.error
+        await storage.delete(one.object_path)
     except BinaryStorageError as error:
         sweep.failed.append(FailedDelete(one, str(error)))
-    else:
-        sweep.deleted.append(one)
-        # fail point: sweep.object-deleted
+        return str(error) if isinstance(error, StorageUnavailable) else None
+    sweep.deleted.append(one)
+    # fail point: sweep.object-deleted
     return None
-
-
-async def _answers(engine: Engine, name: str) -> bool:
-    try:
-        await engine.verify(name)
-    except BinaryStorageError:
-        return False
-    return True
 
 
 async def _write_down(engine: Engine, sweep: Sweep) -> None:

@@ -84,8 +84,7 @@ class ReaperSchedule:
 
     async def _drain(self) -> None:
         """Wait for the pass; APScheduler's own shutdown would cancel it, and log that as an error."""
-        # One that was started just now has not come to its first line yet.
-        await asyncio.sleep(0)
+        # One that was started just now comes to its first line, and ends there, before the shutdown that follows.
         if self._pass is None or self._tick_under_way is None:
             return
         try:
