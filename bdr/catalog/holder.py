@@ -28,6 +28,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -48,7 +49,7 @@ class ReferenceHolder(Base):
     __tablename__ = "reference_holder"
     __table_args__ = (
         CheckConstraint(f"length(holder) BETWEEN 1 AND {MAX_HOLDER_LENGTH}", name="holder"),
-        Index("ix_reference_holder_holder", "holder"),
+        Index("ix_reference_holder_holder_file_key", "holder", "file_key"),
         Index(
             "ix_reference_holder_lease_expires_at",
             "lease_expires_at",
@@ -162,23 +163,46 @@ _ALL_LET_GO = (
 )
 LET_ALL_GO = _changed(-1, _ALL_LET_GO).returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
 
-_STOPPED = select(EngineInstance.instance_id).where(EngineInstance.stopped_at.is_not(None))
 _EXPIRED = ReferenceHolder.lease_expires_at <= func.now()
-_OF_STOPPED = ReferenceHolder.instance_id.in_(_STOPPED)
 
 
-def _claim(condition: Any) -> Any:
+def _stopped_at(instance_id: Any) -> Any:
+    # A scalar, which the planner never makes a join of: joined, all instances that ever stopped would be read.
+    return select(EngineInstance.stopped_at).where(EngineInstance.instance_id == instance_id).scalar_subquery()
+
+
+_OF_STOPPED = _stopped_at(ReferenceHolder.instance_id).is_not(None)
+
+
+def _claim(held: Any, holders: Any) -> Any:
     return (
         select(Reference.file_key)
-        .join_from(ReferenceHolder, Reference, ReferenceHolder.file_key == Reference.file_key)
-        .where(condition)
+        .select_from(held.join(Reference, Reference.file_key == holders.c.file_key))
         .limit(bindparam("batch"))
         .with_for_update(of=Reference, skip_locked=True)
     )
 
 
-CLAIM_EXPIRED_LEASES = _claim(_EXPIRED)
-CLAIM_OF_STOPPED = _claim(_OF_STOPPED)
+def _next_bound(*after: Any) -> Any:
+    bound_to = ReferenceHolder.instance_id
+    return select(bound_to).where(bound_to.is_not(None), *after).order_by(bound_to).limit(1)
+
+
+# From one instance in the index to the next: a pass that finds nothing to let go has read a row for each instance that
+# holds something, however much that is, and of the instances that stopped only those.
+_FIRST = select(_next_bound().scalar_subquery().label("instance_id")).cte("bound", recursive=True)
+_BOUND = _FIRST.union_all(
+    select(_next_bound(ReferenceHolder.instance_id > _FIRST.c.instance_id).scalar_subquery()).where(
+        _FIRST.c.instance_id.is_not(None)
+    )
+)
+_OVER = select(ReferenceHolder.file_key).where(_EXPIRED).subquery("over")
+CLAIM_EXPIRED_LEASES = _claim(_OVER, _OVER)
+_GONE = select(_BOUND.c.instance_id).where(_stopped_at(_BOUND.c.instance_id).is_not(None)).subquery("gone")
+# Of each by itself: joined, all that is bound to any instance would be read.
+_OF_EACH = select(ReferenceHolder.file_key).where(ReferenceHolder.instance_id == _GONE.c.instance_id)
+_OF_GONE = _OF_EACH.limit(bindparam("batch")).lateral("of_gone")
+CLAIM_OF_STOPPED = _claim(_GONE.join(_OF_GONE, true()), _OF_GONE)
 _LAPSED = (
     delete(ReferenceHolder)
     .where(ReferenceHolder.file_key == func.any(bindparam("keys")), or_(_EXPIRED, _OF_STOPPED))

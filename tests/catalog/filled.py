@@ -20,6 +20,11 @@ DELETING: Final = 1_000
 QUARANTINED: Final = 100
 # The oldest references.
 EXPIRED: Final = 300
+# Some of the held ones are held by name too: one in three of those bound to an engine, one in three with a lease.
+BINDING_ENGINES: Final = 20
+NAMED_BY_EACH: Final = 20
+# Machines that have reaped, by their boots.
+CLOCKS: Final = 1_000
 # Every second is claimed until then, beginning with the first; the others are overdue.
 FIRST_DELETING: Final = LIVE + PENDING + 1
 CLAIMED_UNTIL: Final = datetime(2100, 1, 1, tzinfo=UTC)
@@ -45,6 +50,17 @@ def operation(number: int) -> uuid.UUID:
 def file_key(number: int) -> str:
     """The key of a reference; higher numbers are newer."""
     return f"{number:026d}"
+
+
+def holder(number: int) -> str:
+    """The name of a holder."""
+    return f"execution-{number}"
+
+
+def held_by(number: int) -> list[str]:
+    """The keys that a holder holds."""
+    some = range(_SPAN * number, _SPAN * (number + 1))
+    return [file_key(one) for one in some if one % 7 == 4 and one % 5 > 0]
 
 
 def _id(kind: str, number: int) -> uuid.UUID:
@@ -99,18 +115,34 @@ SELECT {_ids(_BLOB, f"{LIVE + PENDING + DELETING} + i")}, {_STORAGE}, 'quarantin
     {_ANYONE}, 8, 'permission denied'
 FROM generate_series(1, {QUARANTINED}) i
 """
+_NAMED: Final = f"i > {EXPIRED} AND i % 7 = 4 AND i % 5 > 0"
+_SPAN: Final = 35 * NAMED_BY_EACH // 4
 # One in five is not held, one in a hundred pinned; of a thousand namespaces one has few.
 _REFERENCES: Final = f"""
 INSERT INTO bdr.binary_data_reference (file_key, blob_id, namespace, mime_kind, file_size, file_name, file_kind,
-    file_extension, labels, ref_count, pinned, created_at, last_access_at, zero_ref_retention, max_retention)
+    file_extension, labels, ref_count, holder_count, pinned, created_at, last_access_at, zero_ref_retention,
+    max_retention)
 SELECT lpad(i::text, 26, '0'), {_ids(_BLOB, f"1 + (i - 1) % {LIVE}")},
     CASE WHEN i % 6000 = 0 THEN 'small' ELSE 'team-' || i % 10 END, 'application/pdf', 1000, 'report-' || i || '.pdf',
     (ARRAY['pdf', 'image', NULL])[1 + i % 3], 'pdf',
     jsonb_build_object('workflow', 'w' || i % 50, 'execution', i, 'node', 'n' || i % 7),
-    CASE WHEN i % 5 = 0 THEN 0 ELSE 1 + i % 3 END, i > {EXPIRED} AND i % 100 = 0, made, made, interval '90 days',
+    CASE WHEN i % 5 = 0 THEN 0 ELSE 1 + i % 3 END + CASE WHEN {_NAMED} THEN 1 ELSE 0 END,
+    CASE WHEN {_NAMED} THEN 1 ELSE 0 END, i > {EXPIRED} AND i % 100 = 0, made, made, interval '90 days',
     CASE WHEN i <= {EXPIRED} THEN interval '1 day' ELSE interval '365 days' END
 FROM generate_series(1, {REFERENCES}) i,
     LATERAL (SELECT now() - interval '30 days' * (1 - i::float / {REFERENCES})) AS at (made)
+"""
+# Some leases are over, and every tenth of the engines has stopped.
+_HOLDERS: Final = f"""
+INSERT INTO bdr.reference_holder (file_key, holder, instance_id, lease_expires_at)
+SELECT lpad(i::text, 26, '0'), 'execution-' || i / {_SPAN},
+    CASE WHEN i % 3 = 1 THEN {_ids(_INSTANCE, f"1 + i / 7 % {BINDING_ENGINES}")} END,
+    CASE WHEN i % 3 = 2 THEN now() + CASE WHEN i % 10 = 1 THEN interval '-1 hour' ELSE interval '1 hour' END END
+FROM generate_series(1, {REFERENCES}) i WHERE {_NAMED}
+"""
+_CLOCKS: Final = f"""
+INSERT INTO bdr.reaper_clock (boot_id, seen_at, uptime)
+SELECT 'boot-' || i, now() - interval '1 hour' * (i % 48), interval '1 day' FROM generate_series(1, {CLOCKS}) i
 """
 _OPERATIONS: Final = f"""
 INSERT INTO bdr.operation (operation_id, operation_type, file_key, namespace, instance_id, total_bytes,
@@ -133,7 +165,8 @@ FROM generate_series(1, 30) day, generate_series(1, {ENGINES}) i,
 
 async def fill(connection: asyncpg.Connection) -> None:
     """Fill an empty, migrated catalog, and let the planner know what is in it."""
-    made = (_STORAGES, _INSTANCES, _LIVE, _UNFINISHED, _QUARANTINED, _REFERENCES, _OPERATIONS, _TOTALS)
+    blobs = (_LIVE, _UNFINISHED, _QUARANTINED)
+    made = (_STORAGES, _INSTANCES, *blobs, _REFERENCES, _HOLDERS, _CLOCKS, _OPERATIONS, _TOTALS)
     for statement in made:
         await connection.execute(statement)
     await connection.execute("VACUUM ANALYZE")

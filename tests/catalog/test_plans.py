@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
-from bdr.catalog import blob, count, instance, operation, reference, storage
+from bdr.catalog import blob, clock, count, holder, instance, operation, reference, storage
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.operation import Record
 from tests.catalog import filled
@@ -28,7 +28,14 @@ pytestmark = pytest.mark.both_majors
 
 BATCH: Final = 20
 LEASE: Final = timedelta(minutes=5)
-GROWING: Final = {"binary_data_reference", "blob", "operation", "operation_total", "engine_instance"}
+GROWING: Final = {
+    "binary_data_reference",
+    "reference_holder",
+    "blob",
+    "operation",
+    "operation_total",
+    "engine_instance",
+}
 # For each item of a batch: what a statement may read, and the pages it may touch. Half the pages are those of indexes:
 # a row that cannot stay where it is (no HOT update) is written to each of its table's.
 ROWS: Final = 10
@@ -37,7 +44,7 @@ PAGES: Final = 50
 MORE_PAGES: Final = 150
 
 # Never sent as they are: others are made from them.
-PARTS: Final = {"_DETAILS", "_INSERT", "_ENDED", "_RECORD", "_KNOWN", "_NEWEST_TO_GO"}
+PARTS: Final = {"_DETAILS", "_INSERT", "_ENDED", "_RECORD", "_KNOWN", "_NEWEST_TO_GO", "_SEEN", "_HOLDINGS", "_OF_EACH"}
 # Statistics are the sum of all records: TOTALS reads the whole of `operation` and `operation_total`, each time. Records
 # are pruned by age, which is what bounds it.
 READS_ALL: Final = {"TOTALS"}
@@ -65,6 +72,12 @@ UNSETTLED: Final = "ix_blob_storage_name_state_next_attempt_at"
 OPERATION_KEY: Final = "pk_operation"
 OPERATION_START: Final = "ix_operation_started_at"
 OPERATION_RUNNING: Final = "ix_operation_running"
+OPERATION_END: Final = "ix_operation_end_of_file_key"
+HOLDER_KEY: Final = "pk_reference_holder"
+HOLDER_NAME: Final = "ix_reference_holder_holder_file_key"
+HOLDER_LEASE: Final = "ix_reference_holder_lease_expires_at"
+HOLDER_INSTANCE: Final = "ix_reference_holder_instance_id"
+CLOCK_KEY: Final = "pk_reaper_clock"
 INSTANCE_KEY: Final = "pk_engine_instance"
 INSTANCE_ALIVE: Final = "ix_engine_instance_alive"
 
@@ -129,6 +142,11 @@ REMOVED: Final = {
     "DELETE": {REFERENCE_KEY},
     "ORPHAN_BLOBS": {BLOB_KEY, REFERENCE_BLOB},
 }
+LAPSED: Final = {
+    "CLAIM_EXPIRED_LEASES": {HOLDER_LEASE, REFERENCE_KEY},
+    "CLAIM_OF_STOPPED": {HOLDER_INSTANCE, INSTANCE_KEY, REFERENCE_KEY},
+    "LAPSE": {HOLDER_KEY, REFERENCE_KEY},
+}
 FORGOTTEN: Final = {
     "_FORGOTTEN": {BLOB_PATH, REFERENCE_BLOB},
     "DELETE": {REFERENCE_KEY},
@@ -175,6 +193,40 @@ GUARDS: Final = [
     Guard("register", lambda own: count.register(own, keys(5001)), {"REGISTER": {REFERENCE_KEY}}),
     Guard("release", lambda own: count.release(own, keys(5001)), {"RELEASE": {REFERENCE_KEY}}),
     Guard("touch", lambda own: count.touch(own, keys(5001)), {"TOUCH": {REFERENCE_KEY}}),
+    # Each its own: what another has changed and rolled back would be met in the indexes.
+    Guard("acquire", lambda own: holder.acquire(own, keys(5001), "new", lease=LEASE), {"ACQUIRE": {REFERENCE_KEY}}),
+    Guard(
+        "renew_holder",
+        lambda own: holder.acquire(own, filled.held_by(40), filled.holder(40), instance_id=filled.instance(1)),
+        {"ACQUIRE": {REFERENCE_KEY, f"{HOLDER_KEY}|{HOLDER_NAME}"}},
+    ),
+    Guard(
+        "let_go",
+        lambda own: holder.let_go(own, filled.held_by(50), filled.holder(50)),
+        {"LET_GO": {REFERENCE_KEY, f"{HOLDER_KEY}|{HOLDER_NAME}"}},
+    ),
+    Guard(
+        "let_all_go",
+        lambda own: holder.let_all_go(own, filled.holder(60)),
+        {"LET_ALL_GO": {REFERENCE_KEY, HOLDER_NAME}},
+    ),
+    Guard("lapse", lambda own: holder.lapse(own, BATCH), LAPSED, items=BATCH + filled.BINDING_ENGINES),
+    Guard("forget", lambda own: holder.forget(own, filled.held_by(70)), {"FORGET": {HOLDER_KEY}}),
+    Guard(
+        "holders_of",
+        lambda own: holder.holders_of(own, filled.held_by(80)[0], BATCH),
+        {"holders_of": {HOLDER_KEY}},
+        items=1,
+    ),
+    Guard("held_by", lambda own: holder.held_by(own, filled.holder(80), BATCH), {"held_by": {HOLDER_NAME}}),
+    Guard(
+        "share_expired",
+        lambda own: reference.share_expired(own, BATCH, 0.5),
+        {"COUNT_EXPIRED": {REFERENCE_EXPIRY}, "COUNT_UP_TO": {REFERENCE_KEY}},
+        items=filled.EXPIRED,
+    ),
+    Guard("drift", lambda own: clock.drift(own, "boot-5", LEASE), {"DRIFT": {CLOCK_KEY}}, items=1),
+    Guard("see", lambda own: clock.see(own, "boot-5", LEASE), {"SEE": set(), "see": set()}, items=filled.CLOCKS),
     Guard("create", lambda own: reference.create(own, new_reference()), {"_CREATE": set()}, items=1),
     Guard("resolve", lambda own: reference.resolve(own, keys(5001)), {"RESOLVE": {REFERENCE_KEY, BLOB_KEY}}),
     Guard("details", lambda own: reference.details(own, keys(5001)), {"DETAILS": {REFERENCE_KEY, BLOB_KEY}}),
@@ -221,6 +273,12 @@ GUARDS: Final = [
         {"PRUNE_BUT_NEWEST": {OPERATION_START, OPERATION_KEY}},
     ),
     Guard("find", lambda own: operation.find(own, filled.operation(5)), {"find": {OPERATION_KEY}}, items=1),
+    Guard(
+        "newest_end",
+        lambda own: operation.newest_end(own, filled.file_key(3)),
+        {"newest_end": {OPERATION_END}},
+        items=1,
+    ),
     Guard("latest", lambda own: operation.latest(own, BATCH), {"LATEST": {OPERATION_START}}),
     Guard(
         "latest_running",
@@ -248,7 +306,7 @@ GUARDS: Final = [
 
 def constants() -> dict[int, str]:
     """The name of each statement that stands in a module, by its identity."""
-    modules = (storage, blob, reference, count, operation, instance)
+    modules = (storage, blob, reference, count, holder, operation, instance, clock)
     found = (item for module in modules for item in vars(module).items())
     return {id(value): name for name, value in found if isinstance(value, SelectBase | UpdateBase)}
 
@@ -300,6 +358,25 @@ async def test_a_statement_reads_what_it_is_about_and_no_more(
             assert generic.cost > 2 * custom.cost
         else:
             require(generic, guard.sends[name], guard.items)
+
+
+async def test_a_claim_of_what_the_stopped_hold_reads_nothing_for_all_the_others(
+    filled_url: str, explaining: asyncpg.Connection
+) -> None:
+    """Each pass asks; nearly always the many that hold something live, and the many that have stopped hold nothing."""
+    sent = await sent_by(filled_url, lambda own: own.execute(holder.CLAIM_OF_STOPPED, {"batch": BATCH}))
+    transaction = explaining.transaction()
+    await transaction.start()
+    await explaining.execute(
+        "DELETE FROM bdr.reference_holder USING bdr.engine_instance AS engine "
+        "WHERE engine.instance_id = reference_holder.instance_id AND stopped_at IS NOT NULL"
+    )
+    bound = await explaining.fetchval("SELECT count(*) FROM bdr.reference_holder WHERE instance_id IS NOT NULL")
+    for mode in MODES:
+        plan = await plan_of(explaining, sent[0], mode)
+        require(plan, {HOLDER_INSTANCE, INSTANCE_KEY}, filled.BINDING_ENGINES)
+        assert plan.rows < 3 * filled.BINDING_ENGINES < bound / 5, plan.text
+    await transaction.rollback()
 
 
 UNSETTLED_BLOBS: Final = filled.PENDING + filled.DELETING + filled.QUARANTINED
