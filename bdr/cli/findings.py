@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Self
 
-from bdr.cli.failures import DONE, FAILED
+from bdr.cli.failures import DONE, FAILED, say
 from bdr.cli.output import emit_json, emit_table
 
 
@@ -43,8 +43,11 @@ class Finding:
 
 def emit_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
     """Show all of them; gives back the exit code, which is 1 when any is wrong."""
+    wrong = [one for one in findings if one.state is State.WRONG]
     if as_json:
         emit_json([asdict(one) for one in findings])
+        for one in wrong:
+            say(f"{one.subject}: {one.text}")
     else:
         emit_table(("CHECK", "RESULT", "DETAIL"), ((one.subject, one.state, one.text) for one in findings))
-    return FAILED if any(one.state is State.WRONG for one in findings) else DONE
+    return FAILED if wrong else DONE

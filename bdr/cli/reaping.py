@@ -13,24 +13,28 @@ if TYPE_CHECKING:
     from bdr.reaper import ReapReport
 
 
-async def reap(*, as_json: Json = False, common: Given) -> int:
+async def reap(*, confirm: bool = False, as_json: Json = False, common: Given) -> int:
     """Run one pass of the reaper: delete what has expired.
 
-    The exit code is 1 when an object could not be deleted, or a storage could
-    not be reached.
+    The exit code is 1 when something could not be deleted, a storage could not
+    be reached, or the pass stopped before it deleted anything.
+
+    Args:
+        confirm: Go on although very much would be deleted, or the database's clock has jumped; reapers stop then.
     """
     from bdr.connect import connect
 
     async with connect(settings=common.settings()) as binary:
         with waiting("Reaping"):
-            report = await binary.reap()
+            report = await binary.reap(confirmed=confirm)
     if as_json:
         emit_json(report.model_dump(mode="json"))
     else:
         emit_fields(_fields(report))
-    for name, reason in report.unreachable.items():
-        say(f"Storage {name!r} was left out: {reason}")
-    return FAILED if report.failed or report.quarantined or report.unreachable else DONE
+    if report.trouble is None:
+        return DONE
+    say(f"The pass had trouble: {report.trouble}")
+    return FAILED
 
 
 async def reaper(*, common: Given) -> None:
@@ -47,7 +51,7 @@ async def reaper(*, common: Given) -> None:
 
 
 def _fields(report: "ReapReport") -> list[tuple[str, str]]:
-    values = report.model_dump(exclude={"unreachable"}) | {
+    values = report.model_dump(exclude={"unreachable", "stopped"}) | {
         "bytes": f"{report.bytes} ({size(report.bytes)})",
         "duration": f"{report.duration:.2f} s",
     }

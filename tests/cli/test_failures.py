@@ -1,12 +1,14 @@
 import asyncio
 import signal
 from asyncio.subprocess import PIPE, Process
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from bdr.catalog.database import Database
 from bdr.cli import references
+from tests.cli.holding import operations_held, until_held
 from tests.cli.programs import BDR, Command, Inside
 from tests.fixtures.storages import free_ports
 from tests.storage.helpers import until
@@ -70,6 +72,19 @@ async def test_an_interrupted_upload_ends_at_once_and_gives_up_what_it_wrote(
     output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
     assert (await process.wait(), output, errors) == (code, b"", b"")
     assert await states(database) == ["deleting"]
+
+
+async def test_an_upload_whose_end_is_unknown_is_told_of_and_no_other_follows_when_interrupted(
+    inside: Inside, pdf: Path, database_url: str
+) -> None:
+    async with operations_held(database_url) as connection:
+        putting = asyncio.create_task(inside("put", pdf, pdf))
+        await until_held(connection)
+        putting.cancel()
+    put = await putting
+    assert (put.code, put.output) == (1, b"")
+    ((key, *_),) = (await inside("ls")).cells
+    assert put.errors.splitlines()[-1] == f"bdr: `bdr stat {key}` shows what became of it."
 
 
 async def test_a_reader_that_is_stuck_does_not_keep_a_command_from_ending(command: Command, inside: Inside) -> None:

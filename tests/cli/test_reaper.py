@@ -1,7 +1,5 @@
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +8,7 @@ import pytest
 
 import bdr
 from bdr.storage.paths import MARKER_PATH
+from tests.cli.holding import operations_held, until_held
 from tests.cli.programs import Command, Inside
 from tests.fixtures.engines import AT_ONCE, Connect
 from tests.fixtures.postgres import PostgresServer
@@ -27,14 +26,6 @@ OFTEN: Final = {
     "BDR_DATABASE__STATEMENT_TIMEOUT": "2min",
 }
 EXPIRED: Final = bdr.LifecycleCleanupConfig(max_retention=AT_ONCE)
-HOLD: Final = """
-    CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql
-        AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
-    CREATE TRIGGER hold BEFORE INSERT ON bdr.operation FOR EACH ROW EXECUTE FUNCTION hold();
-"""
-HELD: Final = """
-    SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
-"""
 STARTED: Final = "Reaping what has expired in main (fs:"
 
 
@@ -72,27 +63,22 @@ async def test_a_pass_that_could_not_reach_a_storage_ends_with_1(
     marker.unlink()
     reaped = await inside("reap", "--json")
     assert (reaped.code, reaped.json["references"], list(reaped.json["unreachable"])) == (1, 0, ["main"])
-    assert "bdr: Storage 'main' was left out: " in reaped.errors
+    assert "\nbdr: The pass had trouble: storage 'main' was left out: " in reaped.errors
     marker.write_text(text)
 
 
-@asynccontextmanager
-async def batches_held(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """While inside, no batch can end: it waits to write its records down."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(HOLD)
-        await connection.execute("SELECT pg_advisory_lock(1)")
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def until_held(connection: asyncpg.Connection) -> None:
-    async def is_held() -> bool:
-        return await connection.fetchval(HELD) is not None
-
-    await until(is_held, 60)
+async def test_a_pass_that_would_delete_very_much_waits_until_that_is_confirmed(
+    inside: Inside, connect: Connect
+) -> None:
+    engine = await connect(lifecycle=EXPIRED)
+    for _ in range(3):
+        await engine.store_data(b"x")
+    limits = {"BDR_REAPER__MAX_REFERENCES": "1", "BDR_REAPER__MAX_SHARE": "0.5"}
+    stopped = await inside("reap", "--json", **limits)
+    assert (stopped.code, stopped.json["references"]) == (1, 0)
+    assert "run `bdr reap --confirm` once" in stopped.errors
+    confirmed = await inside("reap", "--confirm", **limits)
+    assert (confirmed.code, confirmed.fields["references"]) == (0, "3")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -103,7 +89,7 @@ async def test_a_reaper_that_is_told_to_stop_ends_its_batch_and_begins_no_other(
     for _ in range(3):
         await engine.store_data(b"x")
     async with command.running("reaper", BDR_REAPER__BATCH_SIZE="1", **OFTEN) as reaper:
-        async with batches_held(database_url) as connection:
+        async with operations_held(database_url) as connection:
             announced = await reaper.logged(STARTED)
             assert " every 100ms, " in announced
             await until_held(connection)
@@ -117,7 +103,7 @@ async def test_a_reaper_that_is_told_to_stop_ends_its_batch_and_begins_no_other(
 
 async def test_a_second_signal_ends_a_reaper_at_once(command: Command, connect: Connect, database_url: str) -> None:
     await (await connect(lifecycle=EXPIRED)).store_data(b"x")
-    async with command.running("reaper", **OFTEN) as reaper, batches_held(database_url) as connection:
+    async with command.running("reaper", **OFTEN) as reaper, operations_held(database_url) as connection:
         await until_held(connection)
         reaper.process.send_signal(signal.SIGTERM)
         await reaper.logged("SIGTERM: stopping")

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import bdr
@@ -28,6 +35,8 @@ Binary = BinaryDataLifecycleManager
 RETENTIONS = (timedelta(hours=1), timedelta(0))
 ENGINES = st.integers(0, 1)
 PICKS = st.integers(0, 1000)
+# Few, so that much happens to each.
+MOST = 4
 COUNT_AND_DUE = "SELECT file_key, ref_count, coalesce(expires_at <= now(), false) FROM bdr.binary_data_reference"
 
 
@@ -93,6 +102,7 @@ class Lifecycle(RuleBasedStateMachine):
     def begin(self, engine: int) -> None:
         self.store(engine, b"first")
 
+    @precondition(lambda self: len(self.model) < MOST)
     @rule(engine=ENGINES, data=st.binary(max_size=100))
     def store(self, engine: int, data: bytes) -> None:
         key = self.run(self.engines[engine].store_data(data)).file_key
@@ -167,6 +177,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What time and others do
 
+    @precondition(lambda self: len(self.model) < MOST)
     @rule(pick=PICKS)
     def share(self, pick: int) -> None:
         first, known = self.pick(pick)

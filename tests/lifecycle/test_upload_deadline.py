@@ -12,6 +12,7 @@ from bdr import (
     BinaryDataLifecycleManager,
     BinaryDataReference,
     CatalogUnavailable,
+    DatabaseConfig,
     OperationError,
     ReaperConfig,
     UploadConfig,
@@ -211,6 +212,25 @@ async def test_renewals_and_claims_at_once_agree_on_who_has_the_row(connect: Con
 
 
 # In a caller's transaction, which holds the row instead of a deadline
+
+
+async def test_an_upload_in_a_callers_transaction_is_not_renewed_and_needs_not_be(
+    connect: Connect, reaping: Binary, caller: AsyncEngine
+) -> None:
+    binary = await connect(database=DatabaseConfig(lock_timeout=timedelta(milliseconds=50)))
+    source = HeldSource()
+    async with caller.connect() as own:
+        task = asyncio.create_task(binary.store_stream(source.chunks(), connection=own))
+        await source.begun.wait()
+        (upload,) = binary.uploads._under_way.values()
+        upload.renewed_at -= 1000
+        # It would have to wait for the caller.
+        await binary.uploads.renew()
+        assert not upload.lost
+        source.go_on.set()
+        key = (await task).file_key
+        await own.commit()
+    assert await reaping.get_data(key) == b"".join(source.parts)
 
 
 async def test_an_upload_whose_caller_lost_its_connection_gets_an_owner_again(

@@ -83,7 +83,7 @@ async def test_a_listing_that_breaks_off_is_an_error(
     opened: OpenStorage, make_storage_config: MakeStorageConfig, s3_server: S3Server, proxy: MakeProxy
 ) -> None:
     through = await proxy(s3_server.host, s3_server.port)
-    config = make_storage_config("s3", timeout="2s", io_timeout="2s")
+    config = make_storage_config("s3")
     direct = await opened(config)
     await asyncio.gather(*(direct.store(f"ab/{number:05}", b"x") for number in range(1050)))
     endpoint = {"endpoint": f"http://{through.host}:{through.port}"}
