@@ -53,7 +53,8 @@ class EmbeddedPostgres:
     """The server of one data folder, as an asynchronous context manager that gives its URL.
 
     The folder is made when it is missing. Data of an older PostgreSQL is upgraded, and the old data kept beside it.
-    As root, the folders above `data_dir` are made passable for others, because the server is another user.
+    As root, the folders above `data_dir` and PostgreSQL's programs are made passable for others, because the server is
+    another user.
 
     Raises:
         ConfigError: the extra is not installed, the folder cannot be used, or a newer PostgreSQL made its data.
@@ -114,6 +115,7 @@ class EmbeddedPostgres:
             if os.geteuid() == 0:
                 shutil.chown(self.data_dir, _server_user().pw_uid, _server_user().pw_gid)
                 _make_passable(self.data_dir.parent)
+                _make_passable(self._bindirs[self._major])
         except OSError as error:
             raise ConfigError(f"The database's folder {self.data_dir} cannot be used: {error.strerror}.") from error
 

@@ -109,6 +109,21 @@ async def test_a_catalog_is_made_in_it(home: Path) -> None:
         assert await migrate.check(url) == []
 
 
+async def test_its_programs_may_lie_in_a_folder_that_is_closed_to_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = home / "closed"
+    closed.mkdir(mode=0o700)
+    # The programs find their libraries from where they lie themselves.
+    installed = embedded._bindirs()[MAJOR].parent
+    for folder in (installed, installed.parent.with_suffix(".libs")):
+        shutil.copytree(folder, closed / folder.relative_to(installed.parents[1]), symlinks=True)
+    bindir = closed / installed.relative_to(installed.parents[1]) / "bin"
+    monkeypatch.setattr(embedded, "_bindirs", lambda: {MAJOR: bindir})
+    async with EmbeddedPostgres(home / "pg") as url, connected(url) as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+
+
 async def test_two_users_in_one_process_share_it(home: Path) -> None:
     async with EmbeddedPostgres(home / "pg") as first:
         async with EmbeddedPostgres(home / "pg") as second:
