@@ -15,7 +15,7 @@ from rich.text import Text
 from scripts.demo_run import printable
 
 # Without a terminal there is no bar, and a line as seldom as this.
-SECONDS_PER_LINE = 5.0
+SECONDS_PER_LINE = 10.0
 KIB = 1024
 
 
