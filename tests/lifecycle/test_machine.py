@@ -40,6 +40,9 @@ MOST = 4
 COUNT_AND_DUE = "SELECT file_key, ref_count, coalesce(expires_at <= now(), false) FROM bdr.binary_data_reference"
 
 
+there_are_some = precondition(lambda self: bool(self.model))
+
+
 @dataclass
 class Modelled:
     """What the model knows of a reference: `idle` long since its last access, `aged` beyond its longest life."""
@@ -83,24 +86,26 @@ class Lifecycle(RuleBasedStateMachine):
             )
         )
 
-    def pick(self, pick: int) -> tuple[str, Modelled | None]:
-        """A reference of the model, now and then one that is there no more."""
-        keys = [*self.model, "0" * 26]
-        key = keys[pick % len(keys)]
-        return key, self.model.get(key)
+    def pick(self, pick: int) -> tuple[str, Modelled]:
+        """A reference of the model."""
+        return list(self.model.items())[pick % len(self.model)]
 
-    def expect(self, call: Coroutine[Any, Any, T], error: type[Exception] | None) -> T | None:
-        if error is None:
-            return self.run(call)
-        with pytest.raises(error):
-            self.run(call)
-        return None
+    def set(self, key: str, values: str) -> None:
+        update = f"UPDATE bdr.binary_data_reference SET {values} WHERE file_key = :key"
+        self.run(change(self.engines[0], update, key=key))
 
     # What callers do
 
-    @initialize(engine=ENGINES)
-    def begin(self, engine: int) -> None:
-        self.store(engine, b"first")
+    @initialize()
+    def begin(self) -> None:
+        self.store(0, b"first")
+        self.store(1, b"second")
+        self.share(0)
+
+    @rule(engine=ENGINES, verb=st.sampled_from(["register_reference", "release_reference", "cleanup_data", "get_data"]))
+    def ask_for_what_is_not_there(self, engine: int, verb: str) -> None:
+        with pytest.raises(FileNotFound):
+            self.run(getattr(self.engines[engine], verb)("0" * 26))
 
     @precondition(lambda self: len(self.model) < MOST)
     @rule(engine=ENGINES, data=st.binary(max_size=100))
@@ -117,51 +122,57 @@ class Lifecycle(RuleBasedStateMachine):
         with pytest.raises(ZeroDivisionError):
             self.run(self.engines[engine].store_stream(broken()))
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS)
     def register(self, engine: int, pick: int) -> None:
         key, known = self.pick(pick)
-        count = self.expect(self.engines[engine].register_reference(key), None if known else FileNotFound)
-        if known:
-            known.count, known.idle = known.count + 1, False
-            assert count == known.count
+        known.count, known.idle = known.count + 1, False
+        assert self.run(self.engines[engine].register_reference(key)) == known.count
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS)
     def release(self, engine: int, pick: int) -> None:
         key, known = self.pick(pick)
-        error = FileNotFound if known is None else NotReferenced if known.count == 0 else None
-        count = self.expect(self.engines[engine].release_reference(key), error)
-        if known and error is None:
-            known.count, known.idle = known.count - 1, False
-            assert count == known.count
-            if known.count == 0 and known.retention == timedelta(0) and not known.pinned:
-                del self.model[key]
+        release = self.engines[engine].release_reference(key)
+        if known.count == 0:
+            with pytest.raises(NotReferenced):
+                self.run(release)
+            return
+        known.count, known.idle = known.count - 1, False
+        assert self.run(release) == known.count
+        if known.count == 0 and known.retention == timedelta(0) and not known.pinned:
+            del self.model[key]
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS)
     def read(self, engine: int, pick: int) -> None:
         key, known = self.pick(pick)
-        data = self.expect(self.engines[engine].get_data(key), None if known else FileNotFound)
+        assert self.run(self.engines[engine].get_data(key)) == known.data
         self.run(self.engines[engine].access.flush())
-        if known:
-            assert data == known.data
-            known.idle = known.idle and known.count > 0
+        known.idle = known.idle and known.count > 0
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS)
     def cleanup(self, engine: int, pick: int) -> None:
         key, known = self.pick(pick)
-        done = self.expect(self.engines[engine].cleanup_data(key), None if known else FileNotFound)
-        if known:
-            assert done is (known.count == 0 and not known.pinned)
-        if done:
+        possible = known.count == 0 and not known.pinned
+        assert self.run(self.engines[engine].cleanup_data(key)) is possible
+        if possible:
             del self.model[key]
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS, force=st.booleans())
     def delete(self, engine: int, pick: int, force: bool) -> None:
         key, known = self.pick(pick)
-        error = FileNotFound if known is None else Pinned if known.pinned and not force else None
-        self.expect(self.engines[engine].delete_data(key, force=force), error)
-        if error is None:
-            del self.model[key]
+        delete = self.engines[engine].delete_data(key, force=force)
+        if known.pinned and not force:
+            with pytest.raises(Pinned):
+                self.run(delete)
+            return
+        self.run(delete)
+        del self.model[key]
 
+    @there_are_some
     @rule(engine=ENGINES, pick=PICKS, commits=st.booleans())
     def register_in_a_transaction(self, engine: int, pick: int, commits: bool) -> None:
         key, known = self.pick(pick)
@@ -171,32 +182,39 @@ class Lifecycle(RuleBasedStateMachine):
                 await self.engines[engine].register_reference(key, connection=own)
                 await (own.commit() if commits else own.rollback())
 
-        self.expect(work(), None if known else FileNotFound)
-        if known and commits:
+        self.run(work())
+        if commits:
             known.count, known.idle = known.count + 1, False
 
     # What time and others do
 
-    @precondition(lambda self: len(self.model) < MOST)
+    @precondition(lambda self: 0 < len(self.model) < MOST)
     @rule(pick=PICKS)
     def share(self, pick: int) -> None:
         first, known = self.pick(pick)
-        if known:
-            key = self.run(self.engines[0].engine.database.write(lambda own: share(own, first)))
-            self.model[key] = Modelled(known.data, None)
+        key = self.run(self.engines[0].engine.database.write(lambda own: share(own, first)))
+        self.model[key] = Modelled(known.data, None)
 
-    @rule(pick=PICKS, what=st.sampled_from(["idle", "aged", "pinned"]))
-    def pass_time(self, pick: int, what: str) -> None:
+    @there_are_some
+    @rule(pick=PICKS)
+    def let_it_lie(self, pick: int) -> None:
         key, known = self.pick(pick)
-        if known:
-            setattr(known, what, not known.pinned if what == "pinned" else True)
-            update = {
-                "idle": "last_access_at = now() - interval '2 hours'",
-                "aged": "created_at = now() - interval '8 days'",
-                "pinned": f"pinned = {known.pinned}",
-            }
-            where = "WHERE file_key = :key"
-            self.run(change(self.engines[0], f"UPDATE bdr.binary_data_reference SET {update[what]} {where}", key=key))
+        known.idle = True
+        self.set(key, "last_access_at = now() - interval '2 hours'")
+
+    @there_are_some
+    @rule(pick=PICKS)
+    def let_it_age(self, pick: int) -> None:
+        key, known = self.pick(pick)
+        known.aged = True
+        self.set(key, "created_at = now() - interval '8 days'")
+
+    @there_are_some
+    @rule(pick=PICKS)
+    def pin_or_unpin(self, pick: int) -> None:
+        key, known = self.pick(pick)
+        known.pinned = not known.pinned
+        self.set(key, f"pinned = {known.pinned}")
 
     @rule(who=st.sampled_from([(0,), (1,), (0, 1)]))
     def reap(self, who: tuple[int, ...]) -> None:
