@@ -114,19 +114,26 @@ class Storm:
     async def rage(self, seconds: float) -> None:
         """Let the workers work and harm them for so long; then let them end."""
         self._shared = await self._prepare()
-        for number in range(ENGINES + REAPERS):
-            self._start(number)
+        try:
+            for number in range(ENGINES + REAPERS):
+                self._start(number)
+            await self._harm(seconds)
+            for process in self._workers.values():
+                process.terminate()
+            for process in self._workers.values():
+                await asyncio.to_thread(process.join, _PATIENCE)
+        finally:
+            for process in self._workers.values():
+                process.kill()
+        await asyncio.gather(*self._listening)
+        self.ledger.close()
+
+    async def _harm(self, seconds: float) -> None:
         blows: list[Callable[[], Awaitable[None]]] = [self._kill, self._kill, self._cut, self._cut, self._crash]
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             await asyncio.sleep(self._chance.uniform(_SHORTEST, _LONGEST))
             await self._chance.choice(blows)()
-        for process in self._workers.values():
-            process.terminate()
-        for process in self._workers.values():
-            await asyncio.to_thread(process.join, _PATIENCE)
-        await asyncio.gather(*self._listening)
-        self.ledger.close()
 
     async def _prepare(self) -> tuple[str, ...]:
         async with bdr.connect(self._url, bdr.BinaryStorageConfig(**self._storage)) as binary:
