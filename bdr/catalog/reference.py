@@ -284,6 +284,16 @@ async def share_expired(connection: AsyncConnection, limit: int, share: float) -
     return expired, total if total < enough else None
 
 
+async def expired_by_storage(connection: AsyncConnection) -> dict[str, tuple[int, int]]:
+    """How many references of each storage have expired, and how many there are; reads all of them."""
+    expired = func.count().filter(Reference.expires_at <= func.now())
+    query = select(Blob.storage_name, expired, func.count()).join_from(
+        Reference, Blob, Reference.blob_id == Blob.blob_id
+    )
+    found = await connection.execute(query.group_by(Blob.storage_name))
+    return {name: (gone, total) for name, gone, total in found}
+
+
 async def claim_expired(connection: AsyncConnection, storage: str, batch: int) -> list[DeletedReference]:
     """Delete expired references of one storage and turn blobs left without any to `deleting`, due at once.
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from bdr.catalog import clock, reference
+from bdr.errors import BinaryStorageError
 from bdr.manager.engine import Engine
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,10 +42,24 @@ async def _clock_jumped(engine: Engine) -> str | None:
 async def _too_many(engine: Engine) -> str | None:
     limits = engine.settings.reaper
     async with engine.database.reading() as connection:
-        expired, total = await reference.share_expired(connection, limits.max_references, limits.max_share)
-    if total is None:
+        _, total = await reference.share_expired(connection, limits.max_references, limits.max_share)
+        if total is None:
+            return None
+        # Only now all is read: what lies in a storage that is away is not deleted by this pass, and must not stop it.
+        counts = await reference.expired_by_storage(connection)
+    here = [counts.get(name, (0, 0)) for name in engine.storages if await _answers(engine, name)]
+    expired, total = sum(gone for gone, _ in here), sum(all_of_it for _, all_of_it in here)
+    if expired <= limits.max_references or expired <= limits.max_share * total:
         return None
-    return f"{expired:,} of the {total:,} references of the catalog would be deleted. {_CONFIRM}"
+    return f"{expired:,} of the {total:,} references of the storages here would be deleted. {_CONFIRM}"
+
+
+async def _answers(engine: Engine, name: str) -> bool:
+    try:
+        await engine.verify(name)
+    except BinaryStorageError:
+        return False
+    return True
 
 
 @cache

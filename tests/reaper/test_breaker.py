@@ -1,12 +1,14 @@
 """The reaper stops before it empties a catalog: too much at once, or a clock that moved unlike time."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 import bdr
 from bdr import BinaryDataLifecycleManager
+from bdr.storage.paths import MARKER_PATH
 from tests.fixtures.engines import AT_ONCE, Connect
 
 FEW = {"max_references": 4, "max_share": 0.5}
@@ -43,6 +45,22 @@ async def test_a_pass_that_would_delete_too_much_deletes_nothing_until_it_is_con
         assert (await binary.reap()).references == 0
         assert (await binary.reap(confirmed=True)).references == expired
     assert (await binary.reap()).stopped is None
+
+
+async def test_what_has_expired_in_a_storage_that_is_away_does_not_stop_the_others(
+    connect: Connect, tmp_path: Path
+) -> None:
+    places = {name: bdr.BinaryStorageConfig(storage_type="fs", root=str(tmp_path / name)) for name in ("main", "away")}
+    life = bdr.LifecycleCleanupConfig(max_retention=AT_ONCE)
+    limits = bdr.ReaperConfig.model_validate(FEW)
+    binary = await connect(storages=places, lifecycle=life, reaper=limits)
+    filling = await connect(storages=places, default_storage="away", lifecycle=life)
+    await stored(filling, 9)
+    await stored(binary, 3)
+    (tmp_path / "away" / MARKER_PATH).unlink()
+    report = await binary.reap()
+    assert report.stopped is None
+    assert (report.references, list(report.unreachable)) == (3, ["away"])
 
 
 @pytest.mark.parametrize("days", [7, -7])
