@@ -1,5 +1,12 @@
 """Fixtures of every test live in `tests/fixtures`, a module each for the databases, the storages and the engines."""
 
+import signal
+
+# A program started in the background ignores these, and so would all that it starts; the tests send them.
+for ignorable in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ignorable) is signal.SIG_IGN:
+        signal.signal(ignorable, signal.default_int_handler if ignorable is signal.SIGINT else signal.SIG_DFL)
+
 pytest_plugins = [
     "tests.fixtures.postgres",
     "tests.fixtures.storages",
