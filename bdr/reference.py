@@ -13,8 +13,9 @@ MAX_NAME_LENGTH = 1024
 MAX_DIRECTORY_LENGTH = 4096
 MAX_LABELS_SIZE = 16_384
 MAX_FILE_SIZE = 2**63 - 1
-# 0001-01-01 to 9999-12-31 UTC: what every date type on the way, from Python to PostgreSQL, can hold.
-_FIRST_SECOND = -62_135_596_800
+# 0001-01-01 to 9999-12-31 UTC: what every date type on the way, from Python to PostgreSQL, can hold. But for the very
+# first second: asyncpg takes that for -infinity.
+_FIRST_SECOND = -62_135_596_799
 _LAST_SECOND = 253_402_300_799
 
 _DRIVE = re.compile(r"[A-Za-z]:")
