@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import asyncpg
 from sqlalchemy import Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction, create_async_engine
 
 from bdr.catalog import url as urls
@@ -123,9 +123,17 @@ class Database:
             raise InstanceClosed(f"The connections to {self.shown} are closed.")
         self._borrowed += 1
         self._idle.clear()
+        made = False
         try:
             async with engine.connect() as connection:
+                made = True
                 yield connection
+        except (NotImplementedError, ResourceClosedError) as error:
+            if made:
+                raise
+            # On the first of all connections SQLAlchemy asks the server about itself. When that one is lost meanwhile,
+            # it stumbles over dropping it. Nothing of ours was sent.
+            raise CatalogUnavailable(f"The connection to {self.shown} was lost as it was made.") from error
         finally:
             self._borrowed -= 1
             if not self._borrowed:

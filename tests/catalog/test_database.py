@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from itertools import count
 from typing import Any, Final
 
 import asyncpg
@@ -118,6 +119,18 @@ def cut_after(proxy: TcpProxy, statement: bytes) -> None:
     def look(chunk: bytes) -> None:
         if statement in chunk:
             proxy.on_client_data(None)
+            proxy.cut()
+
+    proxy.on_client_data(look)
+
+
+def cut_at(proxy: TcpProxy, message: int) -> None:
+    left = message
+
+    def look(_: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
             proxy.cut()
 
     proxy.on_client_data(look)
@@ -295,6 +308,22 @@ async def test_a_connection_lost_while_reading_is_no_unknown_outcome(cut_off: tu
     with pytest.raises(CatalogUnavailable):
         async with database.reading() as connection:
             await connection.execute(text("SELECT pg_sleep(30)"))
+
+
+async def test_a_first_connection_lost_at_any_of_its_messages_is_unavailable(
+    postgres: PostgresServer, counter_url: str, proxy: MakeProxy, open_database: Open
+) -> None:
+    between = await proxy("127.0.0.1", postgres.port)
+    url = counter_url.replace(f":{postgres.port}/", f":{between.port}/") + "?sslmode=disable"
+    for message in count(1):
+        cut_at(between, message)
+        try:
+            await read(open_database(url))
+        except CatalogUnavailable:
+            continue
+        break
+    # The password, the settings, what SQLAlchemy asks, and what we ask.
+    assert message > 5
 
 
 async def test_an_answer_that_never_comes_is_given_up(
