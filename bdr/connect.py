@@ -1,43 +1,26 @@
-"""Puts an engine together, and takes it apart in the right order."""
+"""The way in; what it needs is imported only when it is called."""
 
-import hashlib
-import logging
-import os
-import socket
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bdr.catalog import instance
-from bdr.catalog import storage as known_storages
-from bdr.catalog.database import Database
-from bdr.catalog.migrate import require_current, upgrade
-from bdr.catalog.storage import KnownStorage
-from bdr.errors import BinaryStorageError, ConfigError, StorageMismatch, StorageUnavailable
-from bdr.keys import encode, new_id
-from bdr.lifecycle import BinaryDataLifecycleManager
-from bdr.manager.background import Background
-from bdr.manager.deletion import forget_memory
-from bdr.manager.engine import Engine
-from bdr.settings import BinaryStorageConfig, LifecycleCleanupConfig, Settings, StorageType, load_settings
-from bdr.storage import open_storage
-from bdr.storage.protocol import BinaryDataStorage, StorageMarker
+from bdr.errors import ConfigError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from bdr.lifecycle import BinaryDataLifecycleManager
+    from bdr.settings import BinaryStorageConfig, LifecycleCleanupConfig, Settings
 
 
 @asynccontextmanager
 async def connect(
     database_url: str | None = None,
-    storage: BinaryStorageConfig | None = None,
-    lifecycle: LifecycleCleanupConfig | None = None,
+    storage: "BinaryStorageConfig | None" = None,
+    lifecycle: "LifecycleCleanupConfig | None" = None,
     *,
-    storages: Mapping[str, BinaryStorageConfig] | None = None,
-    settings: Settings | None = None,
+    storages: "Mapping[str, BinaryStorageConfig] | None" = None,
+    settings: "Settings | None" = None,
     **more: Any,
-) -> AsyncIterator[BinaryDataLifecycleManager]:
+) -> "AsyncIterator[BinaryDataLifecycleManager]":
     """Join the catalog as one engine instance: `async with bdr.connect() as binary`.
 
     Args:
@@ -59,117 +42,9 @@ async def connect(
         raise ConfigError(
             f"connect() got settings= and also {', '.join(given)}; put them into the settings, or leave those out."
         )
+    from bdr.joining import joined
+    from bdr.settings import load_settings
+
     settings = settings or load_settings(**given)
     async with AsyncExitStack() as stack:
-        database = await open_database(settings, stack)
-        engine = await _join(settings, database, stack)
-        manager = BinaryDataLifecycleManager(engine)
-        stack.push_async_callback(manager.retrievals.cache.close)
-        background = Background(manager)
-        background.start()
-        stack.push_async_callback(background.stop)
-        stack.push_async_callback(manager.stop_cleanup_task)
-        stack.callback(engine.close, "This connection to the catalog is closed.")
-        yield manager
-
-
-async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:
-    """The catalog's database: the configured one, or the embedded one, which is started and migrated."""
-    embedded = settings.database_url is None
-    if settings.database_url is not None:
-        url = settings.database_url.get_secret_value()
-    else:
-        from bdr.embedded import EmbeddedPostgres
-
-        url = await stack.enter_async_context(EmbeddedPostgres(settings.data_dir / "postgres"))
-    migrate = embedded if settings.migrate_on_start is None else settings.migrate_on_start
-    database = Database(url, config=settings.database, application_name=f"bdr {settings.instance.name}"[:63])
-    stack.push_async_callback(database.close)
-    if migrate:
-        await upgrade(url)
-    await require_current(database)
-    return database
-
-
-async def _join(settings: Settings, database: Database, stack: AsyncExitStack) -> Engine:
-    instance_id = new_id()
-    async with database.reading() as connection:
-        catalog_id = await known_storages.catalog_id(connection)
-    row = {
-        "instance_id": instance_id,
-        "name": settings.instance.name,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "version": version("bdr"),
-    }
-    memory: list[str] = []
-    # Before the row is written: the answer to that may be lost.
-    stack.push_async_callback(_leave, database, instance_id, memory, settings.reaper.batch_size)
-    await database.write(lambda own: instance.start(own, row))
-    configured = settings.storages or {
-        settings.default_storage: BinaryStorageConfig(
-            storage_type=StorageType.FS, root=str(settings.data_dir / "objects")
-        )
-    }
-    opened: dict[str, BinaryDataStorage] = {}
-    engine = Engine(settings, database, catalog_id, instance_id, opened, settings.default_storage)
-    for name, config in configured.items():
-        storage = await open_storage(config, name=name)
-        stack.push_async_callback(storage.close)
-        known = _as_known(name, storage, instance_id)
-        opened[known.name] = storage
-        if known.instance_id is not None:
-            memory.append(known.name)
-        if name == settings.default_storage:
-            engine.default_storage = known.name
-        await _introduce(engine, known, storage)
-    return engine
-
-
-def _as_known(name: str, storage: BinaryDataStorage, instance_id: uuid.UUID) -> KnownStorage:
-    """How the catalog knows the storage; one in memory is another one in each process."""
-    if storage.storage_type != StorageType.MEMORY:
-        return KnownStorage(name, storage.storage_type, storage.location, storage.fingerprint, None, marked=False)
-    own = hashlib.sha256(f"{storage.fingerprint} {instance_id}".encode()).hexdigest()
-    return KnownStorage(
-        f"{name}@{encode(instance_id)}", storage.storage_type, storage.location, own, instance_id, marked=False
-    )
-
-
-async def _introduce(engine: Engine, own: KnownStorage, storage: BinaryDataStorage) -> None:
-    """Agree with the catalog on what the storage's name means, and see that the storage agrees too."""
-    while not await _is_marked(engine, own):
-        # fail point: begin.introduced
-        if await storage.read_marker() is None:
-            await storage.write_marker(StorageMarker(str(engine.catalog_id), own.name))
-        # fail point: begin.marker-written
-        await engine.verify(own.name)
-        await engine.database.write(lambda connection: known_storages.mark(connection, own))
-        # fail point: begin.marked
-    try:
-        await engine.verify(own.name)
-    except StorageUnavailable as error:
-        logger.warning("%s Its files cannot be used until it is back.", error)
-
-
-async def _is_marked(engine: Engine, own: KnownStorage) -> bool:
-    rows = await engine.database.transaction(lambda connection: known_storages.introduce(connection, own))
-    for row in rows:
-        if (row.name, row.fingerprint) != (own.name, own.fingerprint):
-            raise StorageMismatch(
-                f"The catalog knows storage '{row.name}' as {row.storage_type} at {row.root}; configured here is "
-                f"'{own.name}' as {own.storage_type} at {own.root}. Two engines must mean one place by one name: "
-                "correct the configuration, or use another name."
-            )
-    # None: somebody else's row was in the way, and is gone again.
-    return any(row.marked for row in rows)
-
-
-async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str], batch: int) -> None:
-    """Say that the instance is gone, and forget what was in its memory; a reaper does both if this fails."""
-    try:
-        await database.write(lambda own: instance.stop(own, instance_id))
-        for name in memory:
-            await forget_memory(database, name, batch=batch, instance_id=instance_id)
-    except BinaryStorageError as error:
-        logger.warning("Instance %s could not say good-bye to the catalog: %s", instance_id, error)
+        yield await joined(settings, stack)

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from bdr.cli.catalog import database_url
 from bdr.cli.findings import Finding, State, emit_findings
 from bdr.cli.options import Given, Json
 from bdr.cli.storages import check_storages
@@ -47,6 +46,7 @@ def _versions() -> Finding:
 
 async def _examine(settings: "Settings", *, quick: bool) -> Sequence[Finding]:
     from bdr.catalog.database import Database
+    from bdr.joining import database_url
 
     async with AsyncExitStack() as stack:
         try:

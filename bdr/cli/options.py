@@ -1,6 +1,7 @@
 """Options that many commands share."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter, validators
@@ -48,3 +49,13 @@ Key = Annotated[str, Parameter(help="The file key, as `bdr put` and `bdr ls` pri
 Limit = Annotated[
     int, Parameter(help="At most that many, up to 10000.", validator=validators.Number(gte=1, lte=10_000))
 ]
+
+
+def duration(option: str, text: str) -> timedelta:
+    """The length of time that was given with an option."""
+    from bdr.settings.values import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None

@@ -1,5 +1,6 @@
 """`bdr reap`, one pass, and `bdr reaper`, passes until it is told to stop."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from bdr.cli.failures import DONE, FAILED, say
@@ -33,7 +34,9 @@ async def reap(*, confirm: bool = False, as_json: Json = False, common: Given) -
         emit_fields(_fields(report))
     if report.trouble is None:
         return DONE
-    say(f"The pass had trouble: {report.trouble}")
+    # The pass has logged it, unless not even warnings are.
+    if not logging.getLogger("bdr.reaper").isEnabledFor(logging.WARNING):
+        say(f"The pass had trouble: {report.trouble}")
     return FAILED
 
 

@@ -3,12 +3,10 @@
 import os
 import sys
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 
-from bdr.cli.catalog import database_url
 from bdr.cli.failures import DONE, FAILED, UsageError, say
-from bdr.cli.options import Given, Json
+from bdr.cli.options import Given, Json, duration
 from bdr.cli.output import emit, emit_json, emit_table
 from bdr.cli.progress import waiting
 from bdr.cli.text import NOTHING, shown
@@ -34,11 +32,12 @@ async def upgrade(
         wait: How long to wait for another migration to finish.
     """
     from bdr.catalog import migrate
+    from bdr.joining import database_url
 
     if sql:
         emit(await migrate.upgrade(None, to, sql=True), end="")
         return
-    patience = _duration(wait)
+    patience = duration("--wait", wait)
     async with database_url(common.settings()) as url:
         with waiting("Migrating"):
             await migrate.upgrade(url, to, wait=patience)
@@ -49,6 +48,7 @@ async def upgrade(
 async def current(*, as_json: Json = False, common: Given) -> None:
     """Show the revision that the schema is at."""
     from bdr.catalog import migrate
+    from bdr.joining import database_url
 
     async with database_url(common.settings()) as url:
         revision = await migrate.current(url)
@@ -61,6 +61,7 @@ async def check(*, as_json: Json = False, common: Given) -> int:
     The exit code is 1 when it is not.
     """
     from bdr.catalog import migrate
+    from bdr.joining import database_url
 
     async with database_url(common.settings()) as url:
         try:
@@ -93,6 +94,7 @@ async def downgrade(
         sql: Print the statements and run nothing; the revision is FROM:TO then.
     """
     from bdr.catalog import migrate
+    from bdr.joining import database_url
 
     if sql:
         emit(await migrate.downgrade(None, revision, sql=True), end="")
@@ -138,12 +140,3 @@ def _emit_revision(revision: str | None, *, as_json: bool) -> None:
         emit("none: there is no catalog; `bdr db upgrade` makes it")
     else:
         emit(f"{revision} (head)" if revision == head else f"{revision}; this version needs {head}: `bdr db upgrade`")
-
-
-def _duration(text: str) -> timedelta:
-    from bdr.settings.values import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"--wait: {error}") from None

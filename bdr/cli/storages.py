@@ -29,11 +29,16 @@ _FS = "fs"
 
 async def storage_ls(*, as_json: Json = False, common: Given) -> None:
     """List the storages that are configured or that the catalog knows."""
+    from bdr.joining import configured_storages
+
     settings = common.settings()
     async with catalog(settings) as database:
         _, known = await _known_to(database)
-    names = sorted({*_configured(settings), *known})
-    rows = [_row(name, settings, known) for name in names]
+    configured = configured_storages(settings)
+    rows = [
+        _row(name, configured.get(name), known, default=settings.default_storage)
+        for name in sorted({*configured, *known})
+    ]
     if as_json:
         emit_json([dict(zip(map(str.lower, _COLUMNS), row, strict=True)) for row in rows])
     else:
@@ -54,17 +59,11 @@ async def storage_check(*, as_json: Json = False, common: Given) -> int:
 
 async def check_storages(settings: "Settings", database: "Database") -> Sequence[Finding]:
     """A finding for each configured storage, all asked at once."""
+    from bdr.joining import configured_storages
+
     catalog_id, known = await _known_to(database)
-    return await asyncio.gather(
-        *(_check(name, config, known, str(catalog_id)) for name, config in sorted(_configured(settings).items()))
-    )
-
-
-def _configured(settings: "Settings") -> "Mapping[str, BinaryStorageConfig]":
-    from bdr.settings import BinaryStorageConfig
-
-    embedded = BinaryStorageConfig(storage_type=_FS, root=str(settings.data_dir / "objects"))
-    return settings.storages or {settings.default_storage: embedded}
+    configured = sorted(configured_storages(settings).items())
+    return await asyncio.gather(*(_check(name, config, known, str(catalog_id)) for name, config in configured))
 
 
 async def _known_to(database: "Database") -> "tuple[UUID, Known]":
@@ -74,14 +73,13 @@ async def _known_to(database: "Database") -> "tuple[UUID, Known]":
         return await storage.catalog_id(connection), {one.name: one for one in await storage.known(connection)}
 
 
-def _row(name: str, settings: "Settings", known: "Known") -> tuple[str, ...]:
+def _row(name: str, config: "BinaryStorageConfig | None", known: "Known", *, default: str) -> tuple[str, ...]:
     from bdr.storage.options import service_options
 
-    config = _configured(settings).get(name)
     if config is None:
         return name, known[name].storage_type, known[name].root, "no", "known"
     service = service_options(config)
-    used = "default" if name == settings.default_storage else "yes"
+    used = "default" if name == default else "yes"
     if service.scheme == _MEMORY:
         return name, service.scheme, _MEMORY, used, "one for each engine"
     state = "another place" if _elsewhere(name, service, known) else "known" if name in known else "not yet"

@@ -63,7 +63,9 @@ async def test_a_pass_that_could_not_reach_a_storage_ends_with_1(
     marker.unlink()
     reaped = await inside("reap", "--json")
     assert (reaped.code, reaped.json["references"], list(reaped.json["unreachable"])) == (1, 0, ["main"])
-    assert "\nbdr: The pass had trouble: storage 'main' was left out: " in reaped.errors
+    assert reaped.errors.count("had trouble: storage 'main' was left out: ") == 1
+    quiet = await inside("reap", "--log-level", "error")
+    assert quiet.errors.startswith("bdr: The pass had trouble: storage 'main' was left out: ")
     marker.write_text(text)
 
 
