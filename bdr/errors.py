@@ -109,17 +109,17 @@ class OutcomeUnknown(BinaryStorageError):
     """The answer to a commit was lost: what was asked happened wholly or not at all.
 
     Attributes:
-        keys: the file keys it was about. Ask for their state before doing anything again.
+        keys: the file keys it was about, as far as they are known. Ask for their state before doing anything again.
         cancelled: whether nobody waited for the answer, because the caller was cancelled meanwhile.
     """
 
-    def __init__(self, keys: Sequence[str], what: str = "The operation") -> None:
+    def __init__(self, keys: Sequence[str], what: str = "The operation", about: str | None = None) -> None:
         self.keys = tuple(keys)
         hidden = len(self.keys) - _KEYS_SHOWN
         shown = ", ".join(self.keys[:_KEYS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "")
         super().__init__(
-            f"{what} on {shown or 'no key'} was sent to the database and its answer lost: it happened wholly or not "
-            "at all. Look at the reference before repeating it."
+            f"{what} on {about or shown or 'no key'} was sent to the database and its answer lost: it happened wholly "
+            "or not at all. Look at the reference before repeating it."
         )
 
     @property

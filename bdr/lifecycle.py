@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bdr.catalog import count, reference
 from bdr.catalog.count import Counted
 from bdr.catalog.database import as_connection, translated
-from bdr.catalog.holder import Holding, acquire, holders_of, let_all_go, let_go
+from bdr.catalog.holder import Holding, acquire, held_by, holders_of, let_all_go, let_go
 from bdr.errors import BinaryStorageError, InvalidArgument, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
@@ -21,8 +22,10 @@ from bdr.manager.explain import explain
 from bdr.manager.explanation import Explanation
 from bdr.manager.holding import checked_holder, checked_lease, not_held
 from bdr.manager.manager import CallersConnection
+from bdr.manager.operations import OnProgress
 from bdr.manager.retrieval import absent, whole_row
-from bdr.reaper.reap import ReapReport, reap
+from bdr.reaper.reap import reap
+from bdr.reaper.report import ReapReport
 from bdr.reaper.schedule import ReaperSchedule
 
 logger = logging.getLogger(__name__)
@@ -100,8 +103,9 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             with translated():
                 return len(await let_all_go(await as_connection(connection), name))
         released = await self.engine.database.write(
-            lambda own: let_all_go(own, name), keys=[f"holder {name}"], what="Releasing all"
+            lambda own: let_all_go(own, name), what="Releasing", about=f"all that {name!r} holds"
         )
+        # fail point: holder.released
         await self._cleanup_released(released)
         return len(released)
 
@@ -110,6 +114,13 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         await whole_row(self.engine, key)
         async with self.engine.database.reading() as connection:
             return await holders_of(connection, key, limit)
+
+    async def get_held(self, holder: str, limit: int = 1000) -> list[Holding]:
+        """What is held by this name, at most `limit`, the oldest files first."""
+        name = checked_holder(holder)
+        self.engine.require_open()
+        async with self.engine.database.reading() as connection:
+            return await held_by(connection, name, limit)
 
     async def explain(self, key: str) -> Explanation:
         """Why the file is still there, or why and when it went; never an error for a key that is not there."""
@@ -131,14 +142,24 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         verdict = await self.delete(key, "cleanup", whatever_the_count=False, connection=connection)
         return verdict is Deletion.DELETED
 
-    async def reap(self, *, confirmed: bool = False) -> ReapReport:
+    async def reap(
+        self,
+        *,
+        confirmed: bool = False,
+        operation_id: uuid.UUID | str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> ReapReport:
         """Run one pass of the reaper over the storages of this instance; safe beside any number of others.
 
         Args:
             confirmed: a person has looked, and the pass is to go on although very much would be deleted, or the
                 database's clock has jumped.
+            operation_id: under which to ask for progress, from any instance.
+            on_progress: called with the bytes that were deleted so far; how many there will be is not known.
         """
-        return await reap(self.engine, confirmed=confirmed)
+        return await reap(
+            self.engine, self.operations, confirmed=confirmed, operation_id=operation_id, on_progress=on_progress
+        )
 
     async def start_cleanup_task(self) -> None:
         """Run passes in this process every `cleanup_interval`, until the connection closes.
@@ -150,7 +171,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         if not settings.lifecycle.auto_cleanup or self._schedule is not None:
             return
         self._schedule = ReaperSchedule(
-            lambda stopping: reap(self.engine, stopping=stopping),
+            lambda stopping: reap(self.engine, self.operations, stopping=stopping),
             interval=settings.lifecycle.cleanup_interval,
             backoff=settings.reaper.backoff_initial,
             backoff_max=settings.reaper.backoff_max,

@@ -75,20 +75,25 @@ class Database:
             async with self._borrow(self._autocommitting) as connection:
                 yield connection
 
-    async def write(self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation") -> T:
+    async def write(
+        self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation", about: str | None = None
+    ) -> T:
         """Run one statement that commits by itself; gives back what `work` does.
 
+        `about` says what it is about where its keys are not known; one with neither is nobody's to ask after.
         Errors: OutcomeUnknown when the connection or the caller was lost while the statement was under way.
         """
-        return await self._detached(self._write, work, _Progress(tuple(keys), what))
+        return await self._detached(self._write, work, _Progress(tuple(keys), what, about))
 
-    async def transaction(self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation") -> T:
+    async def transaction(
+        self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation", about: str | None = None
+    ) -> T:
         """Run `work` between BEGIN and COMMIT at READ COMMITTED; gives back what it does.
 
         `work` may catch an error of the database only around `begin_nested`.
         Errors: OutcomeUnknown when the connection was lost during COMMIT, or the caller while it was under way.
         """
-        return await self._detached(self._transaction, work, _Progress(tuple(keys), what))
+        return await self._detached(self._transaction, work, _Progress(tuple(keys), what, about))
 
     async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
         """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""
@@ -160,7 +165,7 @@ class Database:
             except Exception as error:
                 await _give_up(connection, error)
                 if may_have_happened(error):
-                    raise OutcomeUnknown(at.keys, at.what) from error
+                    raise at.unknown() from error
                 raise
 
     async def _transaction(self, work: Work[T], at: "_Progress") -> T:
@@ -186,16 +191,17 @@ class Database:
         except Exception as error:
             await _give_up(connection, error)
             if may_have_happened(error):
-                raise OutcomeUnknown(at.keys, at.what) from error
+                raise at.unknown() from error
             raise
 
 
 class _Progress:
     """How far a piece of work has come, and for whom."""
 
-    def __init__(self, keys: tuple[str, ...], what: str) -> None:
+    def __init__(self, keys: tuple[str, ...], what: str, about: str | None) -> None:
         self.keys = keys
         self.what = what
+        self.about = about
         self.begun = False
         self.abandoned = False
 
@@ -205,6 +211,9 @@ class _Progress:
         if self.abandoned:
             raise asyncio.CancelledError
         self.begun = True
+
+    def unknown(self) -> OutcomeUnknown:
+        return OutcomeUnknown(self.keys, self.what, self.about)
 
 
 async def _translating(
@@ -220,8 +229,8 @@ def _abandon(task: asyncio.Task[Any], at: _Progress, cancelled: asyncio.Cancelle
     if not at.begun:
         task.cancel()
         raise cancelled
-    if at.keys:
-        raise OutcomeUnknown(at.keys, at.what) from cancelled
+    if at.keys or at.about:
+        raise at.unknown() from cancelled
     raise cancelled
 
 

@@ -20,11 +20,12 @@ from sqlalchemy import (
     Text,
     Update,
     Uuid,
+    and_,
     bindparam,
     cast,
     delete,
-    exists,
     func,
+    literal_column,
     or_,
     select,
     text,
@@ -116,28 +117,21 @@ _TERMS: dict[str, Any] = {
     "lease_expires_at": func.clock_timestamp() + bindparam("lease", type_=Interval()),
 }
 _LOCKED = locked_references(asked_keys())
-_RENEWED = (
-    update(ReferenceHolder)
-    .where(ReferenceHolder.file_key == _LOCKED.c.file_key, ReferenceHolder.holder == _HOLDER)
-    .values(_TERMS)
-    .returning(ReferenceHolder.file_key)
-    .cte("renewed")
+_NAMED = insert(ReferenceHolder).from_select(
+    ["file_key", "holder", *_TERMS], select(_LOCKED.c.file_key, _HOLDER, *_TERMS.values())
 )
 # A registration by the same name that committed while this one waited for the lock is not in this statement's
-# snapshot: it is not renewed, and the conflict keeps it from being counted twice.
+# snapshot; the conflict finds it all the same, and sets its terms anew. `xmax` is zero only in a row that was inserted.
 _ADDED = (
-    insert(ReferenceHolder)
-    .from_select(
-        ["file_key", "holder", *_TERMS],
-        select(_LOCKED.c.file_key, _HOLDER, *_TERMS.values()).where(
-            ~exists().where(_RENEWED.c.file_key == _LOCKED.c.file_key)
-        ),
+    _NAMED.on_conflict_do_update(
+        index_elements=[ReferenceHolder.file_key, ReferenceHolder.holder],
+        set_={term: _NAMED.excluded[term] for term in _TERMS},
     )
-    .on_conflict_do_nothing()
-    .returning(ReferenceHolder.file_key)
+    .returning(ReferenceHolder.file_key, (literal_column("reference_holder.xmax") == literal_column("0")).label("new"))
     .cte("added")
 )
-ACQUIRE = _counted(_LOCKED, _ADDED, 1, lambda after: func.coalesce(after, _LOCKED.c.ref_count))
+_NEW = select(_ADDED.c.file_key).where(_ADDED.c.new).cte("new")
+ACQUIRE = _counted(_LOCKED, _NEW, 1, lambda after: func.coalesce(after, _LOCKED.c.ref_count))
 
 _LET_GO = (
     delete(ReferenceHolder)
@@ -166,12 +160,14 @@ LET_ALL_GO = _changed(-1, _ALL_LET_GO).returning(Reference.file_key, Reference.r
 _EXPIRED = ReferenceHolder.lease_expires_at <= func.now()
 
 
-def _stopped_at(instance_id: Any) -> Any:
-    # A scalar, which the planner never makes a join of: joined, all instances that ever stopped would be read.
-    return select(EngineInstance.stopped_at).where(EngineInstance.instance_id == instance_id).scalar_subquery()
+def _has_stopped(instance_id: Any) -> Any:
+    # A scalar, which the planner never makes a join of: joined, all instances that ever stopped would be read. One
+    # whose row was pruned has stopped long ago.
+    lives = select(EngineInstance.stopped_at.is_(None)).where(EngineInstance.instance_id == instance_id)
+    return lives.scalar_subquery().is_not(true())
 
 
-_OF_STOPPED = _stopped_at(ReferenceHolder.instance_id).is_not(None)
+_OF_STOPPED = and_(ReferenceHolder.instance_id.is_not(None), _has_stopped(ReferenceHolder.instance_id))
 
 
 def _claim(held: Any, holders: Any) -> Any:
@@ -198,7 +194,11 @@ _BOUND = _FIRST.union_all(
 )
 _OVER = select(ReferenceHolder.file_key).where(_EXPIRED).subquery("over")
 CLAIM_EXPIRED_LEASES = _claim(_OVER, _OVER)
-_GONE = select(_BOUND.c.instance_id).where(_stopped_at(_BOUND.c.instance_id).is_not(None)).subquery("gone")
+_GONE = (
+    select(_BOUND.c.instance_id)
+    .where(_BOUND.c.instance_id.is_not(None), _has_stopped(_BOUND.c.instance_id))
+    .subquery("gone")
+)
 # Of each by itself: joined, all that is bound to any instance would be read.
 _OF_EACH = select(ReferenceHolder.file_key).where(ReferenceHolder.instance_id == _GONE.c.instance_id)
 _OF_GONE = _OF_EACH.limit(bindparam("batch")).lateral("of_gone")

@@ -40,6 +40,7 @@ class EngineInstance(Base):
     __tablename__ = "engine_instance"
     __table_args__ = (
         Index("ix_engine_instance_alive", "heartbeat_at", postgresql_where=text("stopped_at IS NULL")),
+        Index("ix_engine_instance_stopped_at", "stopped_at", postgresql_where=text("stopped_at IS NOT NULL")),
         {"comment": "One row for each engine process that uses the catalog, or did."} | HOT_FILLFACTOR,
     )
 
@@ -102,6 +103,22 @@ FAIL_LOST = (
         finished_at=func.clock_timestamp(),
     )
 )
+
+# Nothing that is still to be cleaned up after it may depend on the row: it says that the instance has stopped.
+CLAIM_OLD = (
+    select(EngineInstance.instance_id)
+    .where(
+        EngineInstance.stopped_at < func.now() - bindparam("age", type_=Interval()),
+        ~exists().where(Storage.instance_id == EngineInstance.instance_id).correlate(EngineInstance),
+        ~exists()
+        .where(Operation.instance_id == EngineInstance.instance_id, Operation.status == literal_column("'running'"))
+        .correlate(EngineInstance),
+    )
+    .order_by(EngineInstance.stopped_at)
+    .limit(bindparam("batch"))
+    .with_for_update(skip_locked=True, of=EngineInstance)
+)
+PRUNE = delete(EngineInstance).where(EngineInstance.instance_id == func.any(bindparam("instance_ids")))
 
 _FORGOTTEN: Select[*tuple[Any, ...]] = (
     select(
@@ -171,6 +188,15 @@ async def fail_lost(connection: AsyncConnection) -> int:
     return (await connection.execute(FAIL_LOST)).rowcount
 
 
+async def prune_old(connection: AsyncConnection, age: timedelta, batch: int) -> int:
+    """Delete at most `batch` rows of instances that stopped longer than `age` ago; gives back how many.
+
+    Their names go with them: what they stored carries an id that nobody can look up any more.
+    """
+    old = list((await connection.execute(CLAIM_OLD, {"age": age, "batch": batch})).scalars())
+    return (await connection.execute(PRUNE, {"instance_ids": old})).rowcount if old else 0
+
+
 async def memory_of_the_stopped(connection: AsyncConnection) -> list[str]:
     """Memory storages of instances that are no more: their bytes went with the process."""
     gone = (
@@ -188,7 +214,7 @@ async def forget_memory(
     """Delete a batch of what was in a memory storage, and the storage itself with the last of it.
 
     Gives back the references, and how many blobs went; nothing of either: there was nothing left that nobody has
-    locked. Whoever has a lock first is not waited for, as in `reference.claim_expired`; a register that waited for us
+    locked. Whoever has a lock first is not waited for, as in `expiry.claim_expired`; a register that waited for us
     finds no row. Should its instance still live, a reserve that waited finds no storage.
     """
     parameters = {"storage": storage_name, "batch": batch}

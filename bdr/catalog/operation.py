@@ -59,7 +59,9 @@ class Operation(Base):
     )
 
     operation_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, comment="The caller's, or a new UUIDv7.")
-    operation_type: Mapped[str] = mapped_column(Text, comment="store, retrieve, delete, cleanup, reap or reap_pass.")
+    operation_type: Mapped[str] = mapped_column(
+        Text, comment="store, retrieve, delete, cleanup, reap, reap_pass, fsck or fsck_repair."
+    )
     file_key: Mapped[str | None] = mapped_column(Text, comment="The reference it was about, when there was one.")
     namespace: Mapped[str | None] = mapped_column(Text, comment="That reference's namespace.")
     instance_id: Mapped[uuid.UUID] = mapped_column(Uuid, comment="The engine that did it.")

@@ -94,7 +94,7 @@ class Daemon:
 
         async def one_pass(stopping: Callable[[], bool]) -> ReapReport:
             try:
-                return await reap(engine, stopping=stopping)
+                return await reap(engine, manager.operations, stopping=stopping)
             except InstanceClosed:
                 self._leave.set()
                 raise

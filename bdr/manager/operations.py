@@ -60,6 +60,11 @@ class RunningOperation:
         self._meter = ProgressMeter(operation_id, operation_type, on_progress=on_progress)
         self._meter.start(total_bytes)
 
+    @property
+    def was_shown(self) -> bool:
+        """Whether other instances were told of it, or are being told just now."""
+        return self.written_at > timedelta(0)
+
     def advance(self, count: int) -> None:
         """`count` more bytes have passed."""
         self._meter.advance(count)
@@ -251,9 +256,10 @@ class Operations:
         if not long:
             return
         records = [running.record(OperationStatus.RUNNING) for running in long]
-        await self._write(lambda own: operation.write_running(own, records))
+        # Before they are written: one that ends meanwhile has to write down that it did.
         for running, record in zip(long, records, strict=True):
             running.written_at = record.elapsed
+        await self._write(lambda own: operation.write_running(own, records))
 
     async def _write(self, work: Work[None]) -> None:
         try:

@@ -1,5 +1,5 @@
 """The reaper: one idempotent pass, apart from the loop that schedules it."""
 
-from bdr.reaper.reap import ReapReport
+from bdr.reaper.report import ReapReport
 
 __all__ = ["ReapReport"]

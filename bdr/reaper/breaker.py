@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
-from bdr.catalog import clock, reference
+from bdr.catalog import clock, expiry
 from bdr.errors import BinaryStorageError
 from bdr.manager.engine import Engine
 
@@ -42,11 +42,11 @@ async def _clock_jumped(engine: Engine) -> str | None:
 async def _too_many(engine: Engine) -> str | None:
     limits = engine.settings.reaper
     async with engine.database.reading() as connection:
-        _, total = await reference.share_expired(connection, limits.max_references, limits.max_share)
+        _, total = await expiry.share_expired(connection, limits.max_references, limits.max_share)
         if total is None:
             return None
         # Only now all is read: what lies in a storage that is away is not deleted by this pass, and must not stop it.
-        counts = await reference.expired_by_storage(connection)
+        counts = await expiry.expired_by_storage(connection)
     here = [counts.get(name, (0, 0)) for name in engine.storages if await _answers(engine, name)]
     expired, total = sum(gone for gone, _ in here), sum(all_of_it for _, all_of_it in here)
     if expired <= limits.max_references or expired <= limits.max_share * total:

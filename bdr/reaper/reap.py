@@ -3,22 +3,24 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime
 
-from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import blob, holder, instance, operation, reference
-from bdr.catalog.operation import Record
+from bdr.catalog import blob, expiry, holder, instance, operation
+from bdr.catalog.reference import DeletedReference
 from bdr.errors import BinaryStorageError
-from bdr.keys import new_id
 from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
+from bdr.manager.operations import OnProgress, Operations, RunningOperation
 from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
 from bdr.reaper import breaker
+from bdr.reaper.report import ReapReport
 
 logger = logging.getLogger(__name__)
 
@@ -28,53 +30,15 @@ _PRUNE_BATCH = 5000
 Stopping = Callable[[], bool]
 
 
-class ReapReport(BaseModel):
-    """What one pass did.
-
-    Attributes:
-        references: expired references that were deleted, and those into the memory of an engine that is no more.
-        blobs: objects that were deleted with their rows.
-        bytes: their size.
-        stranded: uploads past their deadline that were given over to deletion.
-        failed: objects that could not be deleted and will be tried again.
-        quarantined: objects that failed too often; a person decides.
-        stopped: why nothing was deleted, and a person should look first.
-        unreachable: storages that were left out, wholly or from some point on, and why.
-        instances: engine instances that were declared dead.
-        holders: named registrations that ended with their lease, or with their engine instance.
-        pruned: operation records that were moved into the totals.
-        duration: seconds.
-    """
-
-    references: int = 0
-    blobs: int = 0
-    bytes: int = 0
-    stranded: int = 0
-    failed: int = 0
-    quarantined: int = 0
-    stopped: str | None = None
-    unreachable: dict[str, str] = {}
-    instances: int = 0
-    holders: int = 0
-    pruned: int = 0
-    duration: float = 0.0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there was nothing to do."""
-        return not any(self.model_dump(exclude={"duration"}).values())
-
-    @property
-    def trouble(self) -> str | None:
-        """What did not work; None when all did."""
-        parts = [f"nothing was deleted: {self.stopped}"] if self.stopped else []
-        parts += [f"objects that could not be deleted and will be tried again: {self.failed}"] if self.failed else []
-        parts += [f"objects that are quarantined now: {self.quarantined}"] if self.quarantined else []
-        parts += [f"storage '{name}' was left out: {reason}" for name, reason in self.unreachable.items()]
-        return "; ".join(parts) or None
-
-
-async def reap(engine: Engine, *, stopping: Stopping = lambda: False, confirmed: bool = False) -> ReapReport:
+async def reap(
+    engine: Engine,
+    operations: Operations,
+    *,
+    stopping: Stopping = lambda: False,
+    confirmed: bool = False,
+    operation_id: uuid.UUID | str | None = None,
+    on_progress: OnProgress | None = None,
+) -> ReapReport:
     """Run one pass over all storages that this instance can reach; `stopping` is asked between batches.
 
     Unless it is `confirmed`, a pass that finds too much to delete, or the database's clock gone wrong, deletes nothing.
@@ -83,162 +47,170 @@ async def reap(engine: Engine, *, stopping: Stopping = lambda: False, confirmed:
     after its lease.
     """
     engine.require_open()
-    report = ReapReport()
-    began = time.monotonic()
-    error: BinaryStorageError | None = None
-    try:
-        await _run(engine, report, stopping, confirmed=confirmed)
-    except BinaryStorageError as failure:
-        error = failure
-    report.duration = time.monotonic() - began
-    if error is None:
-        await _conclude(engine, report, report.trouble)
-        return report
-    # The catalog may be there again, or may only have been busy: then the record says what came of the pass.
-    with suppress(BinaryStorageError):
-        await _conclude(engine, report, f"it ended early: {error}")
-    raise error
+    begun = await operations.begin("reap_pass", operation_id=operation_id, on_progress=on_progress)
+    with begun as running:
+        return await _Pass(engine, running, stopping, asked_for=operation_id is not None).run(confirmed=confirmed)
 
 
-async def _run(engine: Engine, report: ReapReport, stopping: Stopping, *, confirmed: bool) -> None:
-    if confirmed:
-        await breaker.confirm(engine)
-    else:
-        report.stopped = await breaker.reason_to_stop(engine)
-    if report.stopped is None:
-        await _bury(engine, report, stopping)
-        await _lapse(engine, report, stopping)
-        await _reap_storages(engine, report, stopping)
-        await _prune(engine, report, stopping)
+class _Pass:
+    """One pass under way; one that is `asked_for` by an id is written down even if there was nothing to do."""
 
+    def __init__(self, engine: Engine, running: RunningOperation, stopping: Stopping, *, asked_for: bool) -> None:
+        self._engine = engine
+        self._running = running
+        self._stopping = stopping
+        self._asked_for = asked_for
+        self._settings = engine.settings.reaper
+        self._report = ReapReport()
 
-async def _bury(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
-    """Declare silent instances dead, fail what they were doing, and forget what was in their memory."""
-    silence = engine.settings.instance.timeout
-    report.instances = await engine.database.write(lambda own: instance.declare_dead(own, silence))
-    # fail point: reap.buried
-    await engine.database.write(instance.fail_lost)
-    async with engine.database.reading() as connection:
-        forgotten = await instance.memory_of_the_stopped(connection)
-    for name in forgotten:
-        if not stopping():
-            report.references += await forget_memory(
-                engine.database, name, batch=engine.settings.reaper.batch_size, instance_id=engine.instance_id
+    async def run(self, *, confirmed: bool) -> ReapReport:
+        report = self._report
+        began = time.monotonic()
+        error: BinaryStorageError | None = None
+        try:
+            await self._run(confirmed=confirmed)
+        except BinaryStorageError as failure:
+            error = failure
+        report.duration = time.monotonic() - began
+        if error is None:
+            await self._conclude(report.trouble)
+            return report
+        # The catalog may be there again, or may only have been busy: then the record says what came of the pass.
+        with suppress(BinaryStorageError):
+            await self._conclude(f"it ended early: {error}")
+        raise error
+
+    async def _run(self, *, confirmed: bool) -> None:
+        if confirmed:
+            await breaker.confirm(self._engine)
+        else:
+            self._report.stopped = await breaker.reason_to_stop(self._engine)
+        if self._report.stopped is None:
+            await self._bury()
+            await self._lapse()
+            await self._reap_storages()
+            await self._prune()
+
+    async def _bury(self) -> None:
+        """Declare silent instances dead, fail what they were doing, and forget what was in their memory."""
+        silence = self._engine.settings.instance.timeout
+        self._report.instances = await self._engine.database.write(lambda own: instance.declare_dead(own, silence))
+        # fail point: reap.buried
+        await self._engine.database.write(instance.fail_lost)
+        # fail point: reap.lost-failed
+        async with self._engine.database.reading() as connection:
+            forgotten = await instance.memory_of_the_stopped(connection)
+        for name in forgotten:
+            if not self._stopping():
+                self._report.references += await forget_memory(
+                    self._engine.database, name, batch=self._settings.batch_size, instance_id=self._engine.instance_id
+                )
+
+    async def _lapse(self) -> None:
+        """Release the holders whose lease is over, or whose instance has stopped."""
+        batch = self._settings.batch_size
+        while not self._stopping():
+            released = await self._engine.database.transaction(lambda own: holder.lapse(own, batch))
+            # fail point: reap.lapsed
+            self._report.holders += released
+            if released < batch:
+                return
+
+    async def _reap_storages(self) -> None:
+        """Each storage by itself and all at once: what goes wrong in one part lets the others end."""
+        names = list(self._engine.storages)
+        ended = await asyncio.gather(*(self._reap_storage(name) for name in names), return_exceptions=True)
+        for name, error in zip(names, ended, strict=True):
+            if isinstance(error, Exception) and not isinstance(error, BinaryStorageError):
+                logger.error("The reap of storage %r failed unexpectedly", name, exc_info=error)
+                self._report.unreachable[name] = f"{type(error).__name__}: {error}"
+        for error in ended:
+            if isinstance(error, BinaryStorageError | asyncio.CancelledError):
+                raise error
+
+    async def _reap_storage(self, name: str) -> None:
+        try:
+            await self._engine.verify(name)
+        except BinaryStorageError as error:
+            self._report.unreachable[name] = str(error)
+            return
+        await self._expire(name)
+        await self._strand(name)
+        await self._delete(name)
+
+    async def _expire(self, name: str) -> None:
+        batch = self._settings.batch_size
+        since: datetime | None = None
+
+        async def work(own: AsyncConnection) -> list[DeletedReference]:
+            expired = await expiry.claim_expired(own, name, batch, since)
+            # fail point: reap.expired
+            await write_reaped(own, self._engine.instance_id, expired)
+            return expired
+
+        while not self._stopping():
+            expired = await self._engine.database.transaction(work)
+            # fail point: reap.expired-committed
+            self._report.references += len(expired)
+            if len(expired) < batch:
+                return
+            since = expired[-1].expired_at
+
+    async def _strand(self, name: str) -> None:
+        while not self._stopping():
+            stranded = await self._engine.database.write(
+                lambda own: blob.claim_stranded(own, name, self._settings.write_grace, self._settings.batch_size)
             )
+            # fail point: reap.stranded
+            self._report.stranded += stranded
+            if stranded < self._settings.batch_size:
+                return
 
+    async def _delete(self, name: str) -> None:
+        while not self._stopping():
+            # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
+            claimed = await self._engine.database.write(
+                lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
+            )
+            if not claimed:
+                return
+            # fail point: reap.claimed
+            sweep = await sweep_objects(self._engine, name, claimed)
+            self._report.blobs += len(sweep.deleted)
+            size = sum(one.size or 0 for one in sweep.deleted)
+            self._report.bytes += size
+            self._running.advance(size)
+            self._report.quarantined += sweep.quarantined
+            self._report.failed += len(sweep.failed) - sweep.quarantined
+            if sweep.unreachable:
+                self._report.unreachable[name] = sweep.unreachable[0].error
+                return
+            if len(claimed) < self._settings.batch_size:
+                return
 
-async def _lapse(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
-    """Release the holders whose lease is over, or whose instance has stopped."""
-    batch = engine.settings.reaper.batch_size
-    while not stopping():
-        released = await engine.database.transaction(lambda own: holder.lapse(own, batch))
-        # fail point: reap.lapsed
-        report.holders += released
-        if released < batch:
+    async def _prune(self) -> None:
+        age = self._engine.settings.operations.retention
+        while age is not None and not self._stopping():
+            pruned = await self._engine.database.write(lambda own: operation.prune_old(own, age, _PRUNE_BATCH))
+            # fail point: reap.pruned
+            self._report.pruned += pruned
+            if pruned < _PRUNE_BATCH:
+                break
+        while age is not None and not self._stopping():
+            forgotten = await self._engine.database.transaction(lambda own: instance.prune_old(own, age, _PRUNE_BATCH))
+            # fail point: reap.instances-pruned
+            if forgotten < _PRUNE_BATCH:
+                return
+
+    async def _conclude(self, trouble: str | None) -> None:
+        """Log the pass and write it down, unless there was nothing to do."""
+        if trouble is not None:
+            logger.warning("A reap had trouble: %s", trouble)
+        elif self._report.is_empty and not self._asked_for and not self._running.was_shown:
+            self._running.recorded = False
             return
-
-
-async def _reap_storages(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
-    """Each storage by itself and all at once: what goes wrong in one part lets the others end."""
-    names = list(engine.storages)
-    ended = await asyncio.gather(
-        *(_reap_storage(engine, name, report, stopping) for name in names), return_exceptions=True
-    )
-    for name, error in zip(names, ended, strict=True):
-        if isinstance(error, Exception) and not isinstance(error, BinaryStorageError):
-            logger.error("The reap of storage %r failed unexpectedly", name, exc_info=error)
-            report.unreachable[name] = f"{type(error).__name__}: {error}"
-    for error in ended:
-        if isinstance(error, BinaryStorageError | asyncio.CancelledError):
-            raise error
-
-
-async def _reap_storage(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
-    try:
-        await engine.verify(name)
-    except BinaryStorageError as error:
-        report.unreachable[name] = str(error)
-        return
-    await _expire(engine, name, report, stopping)
-    await _strand(engine, name, report, stopping)
-    await _delete(engine, name, report, stopping)
-
-
-async def _expire(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
-    batch = engine.settings.reaper.batch_size
-
-    async def work(own: AsyncConnection) -> int:
-        expired = await reference.claim_expired(own, name, batch)
-        # fail point: reap.expired
-        await write_reaped(own, engine.instance_id, expired)
-        return len(expired)
-
-    while not stopping():
-        expired = await engine.database.transaction(work)
-        # fail point: reap.expired-committed
-        report.references += expired
-        if expired < batch:
-            return
-
-
-async def _strand(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
-    settings = engine.settings.reaper
-    while not stopping():
-        stranded = await engine.database.write(
-            lambda own: blob.claim_stranded(own, name, settings.write_grace, settings.batch_size)
-        )
-        report.stranded += stranded
-        if stranded < settings.batch_size:
-            return
-
-
-async def _delete(engine: Engine, name: str, report: ReapReport, stopping: Stopping) -> None:
-    settings = engine.settings.reaper
-    while not stopping():
-        # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
-        claimed = await engine.database.write(
-            lambda own: blob.claim_due(own, name, settings.lease, settings.batch_size)
-        )
-        if not claimed:
-            return
-        # fail point: reap.claimed
-        sweep = await sweep_objects(engine, name, claimed)
-        report.blobs += len(sweep.deleted)
-        report.bytes += sum(one.size or 0 for one in sweep.deleted)
-        report.quarantined += sweep.quarantined
-        report.failed += len(sweep.failed) - sweep.quarantined
-        if sweep.unreachable:
-            report.unreachable[name] = sweep.unreachable[0].error
-            return
-        if len(claimed) < settings.batch_size:
-            return
-
-
-async def _prune(engine: Engine, report: ReapReport, stopping: Stopping) -> None:
-    age = engine.settings.operations.retention
-    while age is not None and not stopping():
-        pruned = await engine.database.write(lambda own: operation.prune_old(own, age, _PRUNE_BATCH))
-        # fail point: reap.pruned
-        report.pruned += pruned
-        if pruned < _PRUNE_BATCH:
-            return
-
-
-async def _conclude(engine: Engine, report: ReapReport, trouble: str | None) -> None:
-    """Log the pass and write it down, unless there was nothing to do."""
-    if trouble is not None:
-        logger.warning("A reap had trouble: %s", trouble)
-    elif report.is_empty:
-        return
-    logger.info("Reaped: %s", report.model_dump(exclude={"unreachable"}))
-    record = Record(
-        operation_id=new_id(),
-        operation_type="reap_pass",
-        instance_id=engine.instance_id,
-        status=OperationStatus.SUCCEEDED if trouble is None else OperationStatus.FAILED,
-        elapsed=timedelta(seconds=report.duration),
-        processed_bytes=report.bytes,
-        error=trouble,
-        detail=report.model_dump(),
-    )
-    await engine.database.write(lambda own: operation.write_ended(own, [record]))
+        logger.info("Reaped: %s", self._report.model_dump(exclude={"unreachable"}))
+        status = OperationStatus.SUCCEEDED if trouble is None else OperationStatus.FAILED
+        record = replace(self._running.record(status, trouble), detail=self._report.model_dump())
+        await self._engine.database.write(lambda own: operation.write_ended(own, [record]))
+        self._running.recorded = False

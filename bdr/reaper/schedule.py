@@ -10,7 +10,8 @@ from typing import Any
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from bdr.errors import BinaryStorageError, InstanceClosed
-from bdr.reaper.reap import ReapReport, Stopping
+from bdr.reaper.reap import Stopping
+from bdr.reaper.report import ReapReport
 
 logger = logging.getLogger(__name__)
 

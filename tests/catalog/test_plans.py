@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
-from bdr.catalog import blob, clock, count, holder, instance, operation, reference, storage
+from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, reference, storage
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.operation import Record
 from tests.catalog import filled
@@ -80,6 +80,7 @@ HOLDER_INSTANCE: Final = "ix_reference_holder_instance_id"
 CLOCK_KEY: Final = "pk_reaper_clock"
 INSTANCE_KEY: Final = "pk_engine_instance"
 INSTANCE_ALIVE: Final = "ix_engine_instance_alive"
+INSTANCE_STOPPED: Final = "ix_engine_instance_stopped_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ GUARDS: Final = [
     Guard(
         "renew_holder",
         lambda own: holder.acquire(own, filled.held_by(40), filled.holder(40), instance_id=filled.instance(1)),
-        {"ACQUIRE": {REFERENCE_KEY, f"{HOLDER_KEY}|{HOLDER_NAME}"}},
+        {"ACQUIRE": {REFERENCE_KEY}},
     ),
     Guard(
         "let_go",
@@ -221,7 +222,7 @@ GUARDS: Final = [
     Guard("held_by", lambda own: holder.held_by(own, filled.holder(80), BATCH), {"held_by": {HOLDER_NAME}}),
     Guard(
         "share_expired",
-        lambda own: reference.share_expired(own, BATCH, 0.5),
+        lambda own: expiry.share_expired(own, BATCH, 0.5),
         {"COUNT_EXPIRED": {REFERENCE_EXPIRY}, "COUNT_UP_TO": {REFERENCE_KEY}},
         items=filled.EXPIRED,
     ),
@@ -246,7 +247,7 @@ GUARDS: Final = [
         {"exists_with": {f"{REFERENCE_KEY}|{REFERENCE_BLOB}"}},
         items=1,
     ),
-    Guard("claim_expired", lambda own: reference.claim_expired(own, "main", BATCH), EXPIRED),
+    Guard("claim_expired", lambda own: expiry.claim_expired(own, "main", BATCH), EXPIRED),
     Guard("remove", remove, REMOVED),
     Guard(
         "expire_now",
@@ -300,13 +301,18 @@ GUARDS: Final = [
         {"memory_of_the_stopped": {INSTANCE_KEY}},
         items=filled.STORAGES,
     ),
+    Guard(
+        "prune_instances",
+        lambda own: instance.prune_old(own, timedelta(0), BATCH),
+        {"CLAIM_OLD": {INSTANCE_STOPPED, OPERATION_RUNNING}, "PRUNE": {INSTANCE_KEY}},
+    ),
     Guard("forget_memory", lambda own: instance.forget_memory(own, "memory-10", BATCH), FORGOTTEN, items=4),
 ]
 
 
 def constants() -> dict[int, str]:
     """The name of each statement that stands in a module, by its identity."""
-    modules = (storage, blob, reference, count, holder, operation, instance, clock)
+    modules = (storage, blob, reference, expiry, count, holder, operation, instance, clock)
     found = (item for module in modules for item in vars(module).items())
     return {id(value): name for name, value in found if isinstance(value, SelectBase | UpdateBase)}
 

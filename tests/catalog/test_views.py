@@ -12,7 +12,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from bdr.catalog import migrate
-from bdr.catalog.reference import CLAIM_EXPIRED
+from bdr.catalog.expiry import CLAIM_EXPIRED
 from tests.catalog.test_migrations import run_script
 
 pytestmark = pytest.mark.both_majors
@@ -159,7 +159,7 @@ async def test_the_rule_shown_is_the_rule_a_reaper_writes_down(connection: Async
     # The same as waiting: each reference is moved into the past by just as much as it had left.
     moved = "created_at = created_at - (expires_at - now()), last_access_at = last_access_at - (expires_at - now())"
     await connection.execute(text(f"UPDATE bdr.binary_data_reference SET {moved} WHERE expires_at IS NOT NULL"))
-    claimed = await connection.execute(CLAIM_EXPIRED, {"storage": "main", "batch": 100})
+    claimed = await connection.execute(CLAIM_EXPIRED, {"storage": "main", "batch": 100, "since": None})
     assert sorted((row.file_key, row.rule) for row in claimed) == sorted(shown)
 
 

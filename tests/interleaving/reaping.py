@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from bdr.catalog import blob, reference
+from bdr.catalog import blob, expiry
 from bdr.catalog.blob import DELETING, PENDING, QUARANTINED, FailedDelete, Reservation
 from bdr.errors import OperationError
 from bdr.keys import new_id
@@ -22,7 +22,7 @@ def claim() -> Operation:
     """The reaper deletes what has expired, all of it but what others have; orphaned blobs are due at once."""
 
     async def run(stage: Stage) -> object:
-        expired = await stage.database.transaction(lambda own: reference.claim_expired(own, STORAGE, BATCH))
+        expired = await stage.database.transaction(lambda own: expiry.claim_expired(own, STORAGE, BATCH))
         return stage.names([one.file_key for one in expired])
 
     return Operation("claim", run, claiming, waits=False)
@@ -151,7 +151,7 @@ def reap() -> Operation:
     """A whole pass: everything above in turn, and records of what was deleted by which rule."""
 
     async def run(stage: Stage) -> object:
-        report = await reap_once(stage.binary.engine)
+        report = await reap_once(stage.binary.engine, stage.binary.operations)
         return report.references, report.stranded, report.blobs
 
     def rule(turn: Turn) -> Parts:

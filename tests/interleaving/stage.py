@@ -39,9 +39,13 @@ class SteppedDatabase(Database):
     apart = True
 
     async def write(
-        self, work: Callable[[AsyncConnection], Awaitable[T]], keys: Sequence[str] = (), what: str = "The operation"
+        self,
+        work: Callable[[AsyncConnection], Awaitable[T]],
+        keys: Sequence[str] = (),
+        what: str = "The operation",
+        about: str | None = None,
     ) -> T:
-        return await (self.transaction if self.apart else super().write)(work, keys, what)
+        return await (self.transaction if self.apart else super().write)(work, keys, what, about)
 
 
 class _SteppedStorage:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import bindparam, null, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import blob, reference
+from bdr.catalog import blob, expiry, reference
 from bdr.catalog.blob import LIVE, PENDING, Blob
 from bdr.catalog.database import translated
 from bdr.catalog.reference import Reference
@@ -56,16 +56,16 @@ def in_one_transaction(name: str, work: Work, rule: Rule) -> Operation:
 
 
 async def test_a_claim_that_locks_only_references_strands_a_blob(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = reference.CLAIM_EXPIRED.with_for_update(skip_locked=True, of=[Reference])
-    monkeypatch.setattr(reference, "CLAIM_EXPIRED", wrong)
+    wrong = expiry.CLAIM_EXPIRED.with_for_update(skip_locked=True, of=[Reference])
+    monkeypatch.setattr(expiry, "CLAIM_EXPIRED", wrong)
     assert await shows(stage, STRANDED, SHARED, remove("b"), claim())
 
 
 async def test_a_claim_that_locks_blobs_too_weakly_fails_on_a_reference_made_meanwhile(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = reference.CLAIM_EXPIRED.with_for_update(skip_locked=True, key_share=True, of=[Reference, Blob])
-    monkeypatch.setattr(reference, "CLAIM_EXPIRED", wrong)
+    wrong = expiry.CLAIM_EXPIRED.with_for_update(skip_locked=True, key_share=True, of=[Reference, Blob])
+    monkeypatch.setattr(expiry, "CLAIM_EXPIRED", wrong)
     assert await shows(stage, "'claim': <class 'bdr.errors.OperationError'>", IDLE, add("b", "x"), claim())
 
 
@@ -74,7 +74,7 @@ async def test_a_claim_at_repeatable_read_strands_a_blob(stage: Stage) -> None:
         async with stage.callers["REPEATABLE READ"].begin() as own:
             await own.execute(text("SELECT 1"))
             with translated():
-                return stage.names([one.file_key for one in await reference.claim_expired(own, STORAGE, BATCH)])
+                return stage.names([one.file_key for one in await expiry.claim_expired(own, STORAGE, BATCH)])
 
     wrong = Operation("claim with an old snapshot", run, claiming)
     assert await shows(stage, STRANDED, HALF_HELD, remove("b"), wrong)
@@ -145,6 +145,6 @@ async def test_a_foreign_key_on_the_id_alone_lets_an_insert_revive_a_blob(
 
 
 async def test_a_claim_that_waits_for_a_lock_is_told_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = reference.CLAIM_EXPIRED.with_for_update(of=[Reference, Blob])
-    monkeypatch.setattr(reference, "CLAIM_EXPIRED", wrong)
+    wrong = expiry.CLAIM_EXPIRED.with_for_update(of=[Reference, Blob])
+    monkeypatch.setattr(expiry, "CLAIM_EXPIRED", wrong)
     assert await shows(stage, "claim waits for a lock", IDLE, register("a"), claim())

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 import bdr
 from bdr import BinaryDataLifecycleManager
 from tests.fixtures.engines import AT_ONCE, Connect
+from tests.lifecycle.support import until_waiting
 
 HOUR = timedelta(hours=1)
 NODE = "execution-42/node-3"
@@ -249,3 +250,16 @@ async def test_one_name_registered_and_released_by_many_at_once_is_held_or_not(
     assert total == 1 + named
     assert named == rows
     assert named in {0, 1}
+
+
+async def test_of_two_registrations_at_once_the_second_sets_the_terms(
+    binary: BinaryDataLifecycleManager, engine: AsyncEngine, key: str
+) -> None:
+    async with engine.begin() as connection:
+        assert await binary.register_reference(key, holder=NODE, connection=connection) == 2
+        second = asyncio.create_task(binary.register_reference(key, holder=NODE, lease=HOUR, bound=True))
+        await until_waiting(binary)
+    assert await second == 2
+    (held,) = await binary.get_holders(key)
+    assert (held.lease_expires_at is not None, held.instance_id) == (True, binary.engine.instance_id)
+    assert await counts(binary, key) == (2, 1, 1)

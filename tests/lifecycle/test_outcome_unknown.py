@@ -272,3 +272,33 @@ async def test_a_timeout_while_storing_is_told_as_unknown_when_it_may_have_happe
         with pytest.raises(OutcomeUnknown):
             await task
     await assert_owned(binary, "live")
+
+
+async def test_a_lost_answer_to_a_release_of_all_names_the_holder_and_no_key(
+    binary: Binary, connect_through: ConnectThrough, database_url: str
+) -> None:
+    far, proxy = await connect_through()
+    key = (await binary.store_data(b"x")).file_key
+    await binary.register_reference(key, holder="a\nb")
+    async with closed_gate(database_url) as gate:
+        task = asyncio.ensure_future(far.release_holder("a\nb"))
+        await gate.reached()
+        proxy.cut()
+        with pytest.raises(OutcomeUnknown, match=r"Releasing on all that 'a\\nb' holds was sent") as caught:
+            await task
+        assert caught.value.keys == ()
+    await until_quiet(binary)
+    assert await count_of(binary, key) == 1
+
+
+async def test_a_cancelled_release_of_all_is_told_as_unknown(binary: Binary, database_url: str) -> None:
+    key = (await binary.store_data(b"x")).file_key
+    await binary.register_reference(key, holder="node")
+    async with closed_gate(database_url) as gate:
+        task = asyncio.ensure_future(binary.release_holder("node"))
+        await gate.reached()
+        task.cancel()
+        with pytest.raises(OutcomeUnknown, match="'node'"):
+            await task
+    await until_idle(binary)
+    assert await count_of(binary, key) == 1

@@ -9,7 +9,7 @@ import pytest
 
 import bdr
 from bdr import BinaryDataLifecycleManager
-from bdr.catalog import blob, reference
+from bdr.catalog import blob, expiry
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.errors import OperationError
 from bdr.keys import new_id, object_path
@@ -89,7 +89,7 @@ async def test_a_reaper_that_is_killed_leaves_its_work_to_the_next_one_after_its
 
 async def test_a_claim_of_references_needs_no_lease_to_be_taken_up(binary: BinaryDataLifecycleManager) -> None:
     await expired(binary, 2)
-    await binary.engine.database.transaction(lambda own: reference.claim_expired(own, "main", 100))
+    await binary.engine.database.transaction(lambda own: expiry.claim_expired(own, "main", 100))
     report = await binary.reap()
     assert (report.references, report.blobs) == (0, 2)
     assert await nothing_is_left(binary)
@@ -97,7 +97,7 @@ async def test_a_claim_of_references_needs_no_lease_to_be_taken_up(binary: Binar
 
 async def test_a_reaper_whose_lease_has_run_out_changes_nothing(binary: BinaryDataLifecycleManager) -> None:
     await expired(binary)
-    await binary.engine.database.transaction(lambda own: reference.claim_expired(own, "main", 100))
+    await binary.engine.database.transaction(lambda own: expiry.claim_expired(own, "main", 100))
     late = await claim_due(binary)
     await make_due(binary)
     current = await claim_due(binary)

@@ -9,7 +9,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import bdr
-from bdr import BinaryDataLifecycleManager, BinaryStorageConfig, InstanceConfig, LifecycleCleanupConfig, ReaperConfig
+from bdr import (
+    BinaryDataLifecycleManager,
+    BinaryStorageConfig,
+    InstanceConfig,
+    LifecycleCleanupConfig,
+    OperationsConfig,
+    ReaperConfig,
+)
 from bdr.catalog import instance
 from bdr.errors import InstanceClosed, StorageUnavailable
 from bdr.keys import encode, new_id
@@ -188,3 +195,34 @@ async def test_silence_is_only_noted_at_first_and_a_sign_of_life_takes_it_back(c
     assert (await reaper.reap()).instances == 1
     assert await is_alive(reaper, silent) == (False, False)
     assert not await reaper.engine.database.write(partial(instance.heartbeat, instance_id=silent.engine.instance_id))
+
+
+async def test_instances_go_with_their_records_unless_something_is_left_of_them(
+    connect: Connect, caller: AsyncEngine
+) -> None:
+    binary = await connect(operations=OperationsConfig(retention=timedelta(days=30)))
+    gone, working = await connect(instance=QUIET), await connect(instance=QUIET)
+    everybody = "SELECT instance_id FROM bdr.engine_instance ORDER BY instance_id"
+    stopped = "UPDATE bdr.engine_instance SET stopped_at = now() - CAST(:ago AS interval) WHERE instance_id <> :me"
+    ids = [(one.engine.instance_id,) for one in (binary, gone, working)]
+    await change(binary, stopped, ago=timedelta(days=29), me=ids[0][0])
+    await binary.reap()
+    assert await rows(binary, everybody) == ids
+    await change(binary, stopped, ago=timedelta(days=31), me=ids[0][0])
+    await start_operation(binary, working)
+    async with caller.begin() as own:
+        # Cannot be failed meanwhile.
+        await own.exec_driver_sql("SELECT FROM bdr.operation FOR UPDATE")
+        await binary.reap()
+    assert await rows(binary, everybody) == [ids[0], ids[2]]
+    await binary.reap()
+    assert await rows(binary, everybody) == [ids[0]]
+
+
+async def test_what_is_bound_to_an_instance_that_is_not_known_any_more_is_released(connect: Connect) -> None:
+    binary, forgotten = await connect(), await connect(instance=QUIET)
+    (key,) = await store_many(binary, 1)
+    await forgotten.register_reference(key, holder="node", bound=True)
+    await change(binary, "DELETE FROM bdr.engine_instance WHERE instance_id = :id", id=forgotten.engine.instance_id)
+    assert (await binary.reap()).holders == 1
+    assert await binary.get_holders(key) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig
-from bdr.catalog import blob, reference
+from bdr.catalog import blob, expiry
 from bdr.errors import StorageMismatch
 from bdr.manager.sweep import sweep_objects
 from bdr.storage import OpenDalStorage
@@ -96,7 +96,7 @@ async def test_a_storage_that_is_replaced_after_the_claim_keeps_its_rows(
     await expired(binary, 4)
     root = folder_of(binary)
     database = binary.engine.database
-    await database.transaction(lambda own: reference.claim_expired(own, "main", 100))
+    await database.transaction(lambda own: expiry.claim_expired(own, "main", 100))
     claimed = await database.write(lambda own: blob.claim_due(own, "main", HOUR, 100))
     swap(root)
     there = sorted(files_below(root))

@@ -8,11 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bdr import BinaryDataLifecycleManager, BinaryStorageConfig, OperationsConfig, ReaperConfig
+from bdr import BinaryDataLifecycleManager, BinaryStorageConfig, OperationProgress, OperationsConfig, ReaperConfig
 from bdr.catalog import blob
 from bdr.catalog.blob import Reservation
-from bdr.errors import BinaryStorageError, CatalogUnavailable
+from bdr.errors import BinaryStorageError, CatalogUnavailable, InvalidArgument
 from bdr.keys import new_id, object_path
 from bdr.reaper import ReapReport
 from bdr.storage import OpenDalStorage
@@ -20,7 +22,7 @@ from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import TcpProxy
 from tests.guarantees import objects_in
 from tests.lifecycle.conftest import ConnectThrough
-from tests.lifecycle.support import change, make_due, rows
+from tests.lifecycle.support import change, make_due, rows, until_waiting
 from tests.reaper.support import EAGER, HOUR, blobs, expired, folder_of, keys_left, make_undeletable, path_of, records
 
 LONG_AGO = "UPDATE bdr.operation SET started_at = now() - interval '40 days' WHERE operation_type = 'store'"
@@ -208,3 +210,48 @@ async def test_memory_does_not_grow_with_what_there_is_to_reap(connect: Connect)
             tracemalloc.stop()
         assert (report.references, report.blobs) == (number, number)
     assert peaks[1] < 2 * peaks[0]
+
+
+async def test_a_pass_shows_its_progress_under_the_callers_id(connect: Connect, caller: AsyncEngine) -> None:
+    binary = await connect(operations=OperationsConfig(progress_interval=timedelta(milliseconds=1)))
+    other = await connect()
+    keys = await expired(binary, 3)
+    await binary.reap()
+    await expired(binary, 3)
+    wanted, seen = new_id(), list[OperationProgress]()
+    async with caller.begin() as locked:
+        # The pass waits for this row before it begins.
+        await locked.execute(text("SELECT * FROM bdr.reaper_clock FOR UPDATE"))
+        task = asyncio.create_task(binary.reap(operation_id=wanted, on_progress=seen.append))
+        await until_waiting(binary)
+        await binary.operations.flush()
+        running = await other.get_operation_progress(wanted)
+        assert running is not None
+        assert (running.operation_type, running.status, running.total_bytes) == ("reap_pass", "running", None)
+    report = await task
+    assert report.references == len(keys)
+    ended = await other.get_operation_progress(wanted)
+    assert ended is not None
+    assert (ended.status, ended.processed_bytes) == ("succeeded", report.bytes)
+    assert seen[-1].processed_bytes == report.bytes > 0
+
+
+async def test_a_pass_with_nothing_to_do_is_written_down_when_it_was_asked_for_by_an_id(
+    binary: BinaryDataLifecycleManager,
+) -> None:
+    wanted = new_id()
+    assert (await binary.reap(operation_id=wanted)).is_empty
+    ended = await binary.get_operation_progress(str(wanted))
+    assert ended is not None
+    assert ended.status == "succeeded"
+    with pytest.raises(InvalidArgument, match="already"):
+        await binary.reap(operation_id=wanted)
+
+
+async def test_what_expired_at_one_moment_is_reaped_in_one_pass_of_many_batches(connect: Connect) -> None:
+    binary = await connect(reaper=ReaperConfig(batch_size=2))
+    await expired(binary, 7)
+    await change(
+        binary, "UPDATE bdr.binary_data_reference SET created_at = '2020-01-01', last_access_at = '2020-01-01'"
+    )
+    assert (await binary.reap()).references == 7

@@ -30,6 +30,10 @@ Run = Callable[[Stopping], Awaitable[ReapReport]]
 MakeSchedule = Callable[..., ReaperSchedule]
 
 
+def passes_of(binary: BinaryDataLifecycleManager) -> Callable[[Stopping], Awaitable[ReapReport]]:
+    return lambda stopping: reap(binary.engine, binary.operations, stopping=stopping)
+
+
 @pytest.fixture
 async def schedule_of() -> AsyncIterator[MakeSchedule]:
     """A factory of schedules that are stopped when the test is over."""
@@ -202,7 +206,7 @@ async def test_a_pass_under_way_ends_after_its_batch(
     reports: list[ReapReport] = []
 
     async def run(stopping: Stopping) -> ReapReport:
-        reports.append(await reap(binary.engine, stopping=stopping))
+        reports.append(await reap(binary.engine, binary.operations, stopping=stopping))
         return reports[-1]
 
     schedule = schedule_of(run)
@@ -226,7 +230,7 @@ async def test_a_pass_that_does_not_end_in_time_is_cancelled_and_what_it_claimed
     binary = await connect()
     await expired(binary, 4)
     held = HeldDelete(monkeypatch)
-    schedule = schedule_of(lambda stopping: reap(binary.engine, stopping=stopping), drain_timeout=OFTEN)
+    schedule = schedule_of(passes_of(binary), drain_timeout=OFTEN)
     schedule.start()
     await held.begun.wait()
     await schedule.stop()
@@ -246,9 +250,9 @@ async def test_starting_and_stopping_at_any_moment_leaves_nothing_behind(
     await expired(binary, 2)
     tasks = len(asyncio.all_tasks())
     for turns in range(50):
-        schedule = schedule_of(lambda stopping: reap(binary.engine, stopping=stopping), interval=timedelta(0))
+        schedule = schedule_of(passes_of(binary), interval=timedelta(0))
         await schedule.stop()
-        schedule = schedule_of(lambda stopping: reap(binary.engine, stopping=stopping), interval=OFTEN / 10)
+        schedule = schedule_of(passes_of(binary), interval=OFTEN / 10)
         schedule.start()
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -291,7 +295,7 @@ async def test_the_reaper_of_an_instance_that_was_declared_dead_stops_and_says_s
     connect: Connect, schedule_of: MakeSchedule, caplog: pytest.LogCaptureFixture
 ) -> None:
     binary = await connect()
-    schedule = schedule_of(lambda stopping: reap(binary.engine, stopping=stopping))
+    schedule = schedule_of(passes_of(binary))
     schedule.start()
     binary.engine.close("This engine was declared dead.")
     await until(partial(says, caplog, "The reaper stops: This engine was declared dead."))
