@@ -18,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, A
 
 from bdr.catalog import url as urls
 from bdr.catalog.translate import is_lost, may_have_happened, translated
-from bdr.errors import CatalogUnavailable, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
+from bdr.catalog.turns import Turns
+from bdr.errors import Busy, CatalogUnavailable, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
 from bdr.settings import DatabaseConfig
+from bdr.settings.values import format_duration
 
 __all__ = ["Database", "Work", "as_connection", "translated"]
 
@@ -46,12 +48,9 @@ class Database:
         """Check `url`, without connecting; ConfigError says what is wrong with it."""
         self._url = urls.parse(url, application_name=application_name)
         self._config = config
+        self._turns = Turns(config.pool_size, config.pool_timeout)
         self._engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=self._connect,
-            pool_size=config.pool_size,
-            max_overflow=0,
-            pool_timeout=config.pool_timeout.total_seconds(),
+            "postgresql+asyncpg://", async_creator=self._connect, pool_size=config.pool_size, max_overflow=0
         )
         self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self._engine.sync_engine, "checkout", _replace_closed)
@@ -130,7 +129,7 @@ class Database:
         self._idle.clear()
         made = False
         try:
-            async with engine.connect() as connection:
+            async with self._turn(), engine.connect() as connection:
                 made = True
                 yield connection
         except (NotImplementedError, ResourceClosedError) as error:
@@ -143,6 +142,21 @@ class Database:
             self._borrowed -= 1
             if not self._borrowed:
                 self._idle.set()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            await self._turns.take()
+        except TimeoutError:
+            raise Busy(
+                f"No connection to {self.shown} became free within {format_duration(self._config.pool_timeout)}; "
+                f"nothing was done. This engine has {self._config.pool_size}: raise `database.pool_size`, or "
+                "`database.pool_timeout` to wait longer."
+            ) from None
+        try:
+            yield
+        finally:
+            self._turns.give()
 
     async def _detached(self, run: Callable[[Work[T], "_Progress"], Awaitable[T]], work: Work[T], at: "_Progress") -> T:
         # Who is cancelled, and what each then sees. The work runs in a task that the caller's cancellation does not

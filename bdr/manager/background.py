@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from bdr.catalog import instance
+from bdr.catalog.turns import ahead
 from bdr.errors import BinaryStorageError
 from bdr.manager.manager import BinaryDataManager
 
@@ -72,7 +73,8 @@ class Background:
         """A step that fails is tried again soon; one line says when the trouble began and ended."""
         step.done_at = time.monotonic()
         try:
-            await step.do()
+            with ahead():
+                await step.do()
         except BinaryStorageError as error:
             step.done_at -= max(0.0, (step.interval - self._patience).total_seconds())
             if step.failing_since is None:

@@ -16,6 +16,7 @@ from bdr.catalog import blob, operation, reference
 from bdr.catalog.blob import PENDING, Reservation
 from bdr.catalog.database import translated
 from bdr.catalog.operation import Record
+from bdr.catalog.turns import ahead
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OperationError, OutcomeUnknown, TransactionConflict
 from bdr.keys import new_id, object_path
 from bdr.manager.engine import Engine
@@ -157,7 +158,8 @@ class Uploads:
             # fail point: store.recorded
 
         if connection is None:
-            await self._engine.database.transaction(work, keys=[upload.file_key], what="Storing")
+            with ahead():
+                await self._engine.database.transaction(work, keys=[upload.file_key], what="Storing")
         else:
             with translated():
                 await work(connection)
@@ -201,7 +203,8 @@ class Uploads:
                 await operation.write_ended(own, [record])
             return ending
 
-        return await self._engine.database.transaction(work)
+        with ahead():
+            return await self._engine.database.transaction(work)
 
     async def _abandon(self, own: AsyncConnection, upload: Upload, why: str) -> Ending:
         """Give the row to the reaper, unless it was published.
