@@ -41,6 +41,7 @@ async def correct_counts(engine: Engine, findings: Sequence[Finding]) -> list[Ou
     keys = [key for one in known for key in one.file_keys]
     if keys:
         corrected = await engine.database.transaction(lambda own: inventory.correct(own, keys), what="Correcting")
+        # fail point: repair.corrected
         for one in known:
             if corrected.issuperset(one.file_keys):
                 outcomes.append(Outcome(one, Result.REPAIRED, "it agrees now"))

@@ -72,6 +72,7 @@ async def _moved(
     ]
     if rows:
         await engine.database.transaction(lambda own: inventory.adopt(own, rows))
+        # fail point: repair.adopted
     states = await _states(engine, storage, targets.values())
 
     async def move(path: str) -> Outcome:
@@ -85,6 +86,7 @@ async def _moved(
             return Outcome(one, Result.SKIPPED, "it is not there any more")
         except BinaryStorageError as error:
             return Outcome(one, Result.FAILED, str(error))
+        # fail point: repair.moved
         return Outcome(one, Result.REPAIRED, f"moved to {target}")
 
     return list((await side_by_side(moved, move, engine.settings.fsck.concurrency)).values())

@@ -73,6 +73,7 @@ async def repair(
                 running.advance(outcome.finding.size or 0)
                 if on_outcome is not None:
                     on_outcome(outcome)
+        # fail point: repair.ended
         record = replace(running.record(OperationStatus.SUCCEEDED), detail=report.model_dump(mode="json"))
         await engine.database.write(lambda own: operation.write_ended(own, [record]))
     logger.info("Repaired: %s", report.model_dump(mode="json"))

@@ -92,10 +92,12 @@ async def _retired_together(
 
     async def work(own: AsyncConnection) -> tuple[Sequence[AnyRow], set[object]]:
         deleted, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
+        # fail point: repair.retired
         await operation.write_ended(own, [_record(engine, kind, row) for row in deleted])
         return deleted, set(turned)
 
     deleted, turned = await engine.database.transaction(work, keys=[], what="Repairing")
+    # fail point: repair.committed
     outcomes = [
         Outcome(one, Result.REPAIRED, "quarantined" if why else "left to the reaper")
         if one.blob_id in turned

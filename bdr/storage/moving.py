@@ -33,6 +33,7 @@ async def copied(storage: BinaryDataStorage, path: str, target: str, copy: Copy 
                 await copy()
             else:
                 await storage.store_stream(target, _pieces(storage, path, size))
+    # fail point: move.copied
     found = await _size_of(storage, target)
     if found != size:
         raise Corrupt(

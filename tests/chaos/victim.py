@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from tests.chaos import failpoints
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import bdr
 from bdr import BinaryDataLifecycleManager
+from bdr.fsck import repair
 
 HOLDER = "execution-1/node-1"
 MiB = 1 << 20
@@ -35,6 +37,7 @@ class Task:
         passes: how often the point is passed before.
         storage: the storage's configuration, secrets and all.
         keys: references that are there already.
+        plan: of a repair.
     """
 
     scenario: str
@@ -43,6 +46,7 @@ class Task:
     storage: Mapping[str, Any]
     passes: int = 0
     keys: tuple[str, ...] = ()
+    plan: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,10 +57,16 @@ class Teller:
         self._pipe = pipe
 
     async def __call__(self, verb: str, key: str, call: Awaitable[Any]) -> Any:
-        self._pipe.send(("try", verb, key))
+        self.tries(verb, key)
         result = await call
-        self._pipe.send(("ack", verb, result.file_key if verb == "store" else key))
+        self.acknowledged(verb, result.file_key if verb == "store" else key)
         return result
+
+    def tries(self, verb: str, key: str) -> None:
+        self._pipe.send(("try", verb, key))
+
+    def acknowledged(self, verb: str, key: str) -> None:
+        self._pipe.send(("ack", verb, key))
 
 
 Scenario = Callable[[BinaryDataLifecycleManager, Task, Teller], Awaitable[None]]
@@ -119,15 +129,31 @@ async def _join_a_transaction(binary: BinaryDataLifecycleManager, task: Task, te
             return await binary.store_data(b"joined", connection=connection)
 
     for key in task.keys:
-        tell._pipe.send(("try", "register", key))
+        tell.tries("register", key)
     await tell("store", "", transaction())
     for key in task.keys:
-        tell._pipe.send(("ack", "register", key))
+        tell.acknowledged("register", key)
     await engine.dispose()
 
 
 async def _reap(binary: BinaryDataLifecycleManager, _task: Task, _tell: Teller) -> None:
     await binary.reap(confirmed=True)
+
+
+async def _hold(binary: BinaryDataLifecycleManager, task: Task, tell: Teller) -> None:
+    for key in task.keys:
+        await tell("register", key, binary.register_reference(key, holder=HOLDER))
+        await tell("release", key, binary.release_reference(key))
+    for key in task.keys:
+        tell.tries("release", key)
+    await binary.release_holder(HOLDER)
+    for key in task.keys:
+        tell.acknowledged("release", key)
+
+
+async def _repair(binary: BinaryDataLifecycleManager, task: Task, _tell: Teller) -> None:
+    assert task.plan is not None
+    await repair(binary, task.plan)
 
 
 async def _begin(_binary: BinaryDataLifecycleManager, _task: Task, _tell: Teller) -> None:
@@ -140,9 +166,11 @@ SCENARIOS: dict[str, Scenario] = {
     "fail to store": _fail_to_store,
     "count": _count,
     "let go": _let_go,
+    "hold": _hold,
     "delete": _delete,
     "join a transaction": _join_a_transaction,
     "reap": _reap,
+    "repair": _repair,
 }
 
 
