@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from bdr.cli import configuration, doctor, get, operations, put, reaping, references, schema, storages
+from bdr.cli import configuration, doctor, fsck, get, holding, operations, put, reaping, references, schema, storages
 from bdr.cli.logs import configure
 from bdr.cli.options import Common, CommonOptions
 
@@ -57,13 +57,18 @@ app = _in_this_order(
     get=get.get,
     stat=references.stat,
     ls=references.ls,
-    register=references.register,
-    release=references.release,
+    explain=references.explain,
+    register=holding.register,
+    release=holding.release,
+    holders=holding.holders,
+    pin=holding.pin,
+    unpin=holding.unpin,
     rm=references.rm,
     reap=reaping.reap,
     reaper=reaping.reaper,
     ops=operations.ops,
     stats=operations.stats,
+    fsck=fsck.fsck,
     storage=_in_this_order(
         App(name="storage", help="See and check the storages."), ls=storages.storage_ls, check=storages.storage_check
     ),

@@ -1,12 +1,16 @@
 """From an error to a sentence on standard error and an exit code."""
 
+import asyncio
 import sys
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
 from cyclopts import CycloptsError
 
 from bdr.cli.text import shown
 from bdr.errors import BinaryStorageError, FileNotFound, InvalidArgument, Lost, OutcomeUnknown
+
+T = TypeVar("T")
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -34,6 +38,23 @@ def tell(error: BinaryStorageError | UsageError | CycloptsError, about: str = ""
     if isinstance(error, CycloptsError):
         say(f"`{' '.join(('bdr', *(error.command_chain or ())))} --help` shows what it takes.")
     return exit_code(error)
+
+
+async def attempted(work: Awaitable[T]) -> T | BinaryStorageError:
+    """What one of several things to do gives, or the error that it ends with and that the others need not mind."""
+    try:
+        return await work
+    except BinaryStorageError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # It is how the interruption ended, so none of the others follows.
+            raise
+        return error
+
+
+def error_fields(error: BinaryStorageError) -> dict[str, str]:
+    """What is printed of an error where JSON was asked for."""
+    return {"error": str(error), "type": type(error).__name__}
 
 
 def exit_code(error: Exception) -> int:

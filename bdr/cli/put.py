@@ -1,6 +1,5 @@
 """`bdr put`: store files, and what comes in on standard input."""
 
-import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bdr.cli.failures import DONE, FAILED, UsageError, tell
+from bdr.cli.failures import DONE, FAILED, UsageError, attempted, error_fields, tell
 from bdr.cli.options import Common, Given, Json
 from bdr.cli.output import JsonList, emit
 from bdr.cli.progress import transfer
@@ -66,26 +65,19 @@ async def _put_all(paths: Sequence[str], metadata: "BinaryDataMetadata", *, as_j
     async with connect(settings=common.settings()) as binary:
         with JsonList() if as_json else nullcontext() as listed:
             for path in paths:
-                outcome = await _attempt(binary, path, metadata)
+                outcome = await attempted(_store(binary, path, metadata))
                 _report(path, outcome, listed)
                 code = FAILED if isinstance(outcome, BinaryStorageError) else code
     return code
 
 
-async def _attempt(
+async def _store(
     binary: "BinaryDataLifecycleManager", path: str, metadata: "BinaryDataMetadata"
-) -> "BinaryDataReference | BinaryStorageError":
-    try:
-        with transfer(path) as on_progress:
-            if path == STDIN:
-                return await binary.store_stream(_stdin(), metadata, on_progress=on_progress)
-            return await binary.store_file(path, _named(metadata, path), on_progress=on_progress)
-    except BinaryStorageError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # It is how the interruption ended, so no other file follows.
-            raise
-        return error
+) -> "BinaryDataReference":
+    with transfer(path) as on_progress:
+        if path == STDIN:
+            return await binary.store_stream(_stdin(), metadata, on_progress=on_progress)
+        return await binary.store_file(path, _named(metadata, path), on_progress=on_progress)
 
 
 def _report(path: str, outcome: "BinaryDataReference | BinaryStorageError", listed: JsonList | None) -> None:
@@ -99,7 +91,7 @@ def _report(path: str, outcome: "BinaryDataReference | BinaryStorageError", list
 
 def _as_json(path: str, outcome: "BinaryDataReference | BinaryStorageError") -> Mapping[str, Any]:
     if isinstance(outcome, BinaryStorageError):
-        return {"path": path, "error": str(outcome), "type": type(outcome).__name__}
+        return {"path": path} | error_fields(outcome)
     return outcome.model_dump(mode="json")
 
 

@@ -1,11 +1,11 @@
-"""`bdr stat`, `ls`, `register`, `release` and `rm`: references and their counts."""
+"""`bdr stat`, `ls`, `explain` and `rm`: references, what is known of them and why they are there."""
 
 import json
 from typing import TYPE_CHECKING, Any
 
 from bdr.cli.catalog import catalog
-from bdr.cli.failures import UsageError
-from bdr.cli.options import Common, Given, Json, Key, Limit
+from bdr.cli.failures import DONE, FAILED, NO_SUCH_REFERENCE, UsageError
+from bdr.cli.options import Given, Json, Key, Limit
 from bdr.cli.output import emit, emit_fields, emit_json, emit_table
 from bdr.cli.text import NOTHING, moment, size
 from bdr.errors import OperationError, Pinned
@@ -13,6 +13,8 @@ from bdr.errors import OperationError, Pinned
 if TYPE_CHECKING:
     from bdr.manager.description import BinaryDataDetails
 
+_CODES = {"alive": DONE, "lost": FAILED, "unreachable": FAILED}
+_CODES |= dict.fromkeys(("storing", "gone", "unknown"), NO_SUCH_REFERENCE)
 _COLUMNS = ("KEY", "SIZE", "COUNT", "TYPE", "NAMESPACE", "STORED", "EXPIRES", "NAME")
 
 
@@ -67,18 +69,23 @@ async def ls(
         emit_table(_COLUMNS, (_row(details) for details in page))
 
 
-async def register(key: Key, /, *, as_json: Json = False, common: Given) -> None:
-    """Count one more use of a file and print the new count."""
-    await _count("register_reference", key, common, as_json=as_json)
+async def explain(key: Key, /, *, as_json: Json = False, common: Given) -> int:
+    """Say why a file is still there, or why and when it went.
 
-
-async def release(key: Key, /, *, as_json: Json = False, common: Given) -> None:
-    """Count one use less of a file and print the new count.
-
-    At zero the retention begins, and when it is over a reaper deletes the file.
-    A retention of zero deletes it at once.
+    The exit code is 0 for a file that is there; 3 when there is no such
+    reference (any more, or yet); 1 when its object is lost or cannot be looked
+    at.
     """
-    await _count("release_reference", key, common, as_json=as_json)
+    from bdr.connect import connect
+
+    async with connect(settings=common.settings()) as binary:
+        explanation = await binary.explain(key)
+    if as_json:
+        emit_json(explanation.model_dump(mode="json"))
+    else:
+        because = (("because", reason) for reason in explanation.reasons)
+        emit_fields([("file_key", key), ("state", explanation.state), *because])
+    return _CODES[explanation.state]
 
 
 async def rm(key: Key, /, *, force: bool = False, as_json: Json = False, common: Given) -> None:
@@ -103,17 +110,6 @@ async def rm(key: Key, /, *, force: bool = False, as_json: Json = False, common:
         emit_json({"file_key": key, "deleted": True})
     else:
         emit(f"deleted {key}")
-
-
-async def _count(verb: str, key: str, common: Common, *, as_json: bool) -> None:
-    from bdr.connect import connect
-
-    async with connect(settings=common.settings()) as binary:
-        count: int = await getattr(binary, verb)(key)
-    if as_json:
-        emit_json({"file_key": key, "ref_count": count})
-    else:
-        emit(str(count))
 
 
 def _row(details: "BinaryDataDetails") -> tuple[str, ...]:

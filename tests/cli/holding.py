@@ -11,7 +11,7 @@ from tests.storage.helpers import until
 HOLD: Final = """
     CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
-    CREATE TRIGGER hold BEFORE INSERT ON bdr.operation FOR EACH ROW EXECUTE FUNCTION hold();
+    CREATE TRIGGER hold BEFORE {event} FOR EACH ROW EXECUTE FUNCTION hold();
 """
 HELD: Final = """
     SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
@@ -19,11 +19,11 @@ HELD: Final = """
 
 
 @asynccontextmanager
-async def operations_held(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """While inside, nothing that writes a record comes to its end."""
+async def operations_held(url: str, event: str = "INSERT ON bdr.operation") -> AsyncIterator[asyncpg.Connection]:
+    """While inside, nothing that writes a record, or does what else is named, comes to its end."""
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(HOLD)
+        await connection.execute(HOLD.format(event=event))
         await connection.execute("SELECT pg_advisory_lock(1)")
         yield connection
     finally:

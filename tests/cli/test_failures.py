@@ -11,7 +11,7 @@ from bdr.cli import references
 from tests.cli.holding import operations_held, until_held
 from tests.cli.programs import BDR, Command, Inside
 from tests.fixtures.storages import free_ports
-from tests.storage.helpers import until
+from tests.storage.helpers import files_below, until
 
 MiB = 1024 * 1024
 
@@ -48,16 +48,18 @@ async def states(database: Database) -> list[str]:
         return list((await connection.execute(text("SELECT state FROM bdr.blob"))).scalars())
 
 
-async def uploading(command: Command, database: Database) -> Process:
+async def uploading(command: Command) -> Process:
     """A command in the middle of an upload, whose standard input goes on."""
     process = await command.start("put", "-")
     assert process.stdin is not None
     process.stdin.write(bytes(3 * MiB))
+    root = Path(command.environment["BDR_STORAGE__ROOT"])
 
-    async def is_reserved() -> bool:
-        return await states(database) == ["pending"]
+    async def is_written() -> bool:
+        # Not only that its row is there: the process may not have heard of that yet.
+        return any(not path.name.startswith(".") for path in files_below(root))
 
-    await until(is_reserved, 60)
+    await until(is_written, 60)
     return process
 
 
@@ -65,7 +67,7 @@ async def uploading(command: Command, database: Database) -> Process:
 async def test_an_interrupted_upload_ends_at_once_and_gives_up_what_it_wrote(
     command: Command, database: Database, number: signal.Signals, code: int
 ) -> None:
-    process = await uploading(command, database)
+    process = await uploading(command)
     process.send_signal(number)
     assert process.stdout is not None
     assert process.stderr is not None
