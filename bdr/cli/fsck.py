@@ -14,7 +14,7 @@ from bdr.cli.failures import DONE, FAILED, UsageError, say
 from bdr.cli.options import Common, Given, Json
 from bdr.cli.output import JsonList, emit, emit_json, emit_table
 from bdr.cli.progress import OnProgress, transfer
-from bdr.cli.text import NOTHING, shown, size
+from bdr.cli.text import NOTHING, several, shown, size
 from bdr.errors import BinaryStorageError, Busy, ConfigError, InstanceClosed, InvalidArgument, OperationError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _results(report: "RepairReport") -> Iterator[tuple[str, ...]]:
 def _rows(report: "FsckReport") -> Iterator[tuple[str, ...]]:
     for name in (*report.places, _CATALOG):
         if (seen := report.examined.get(name)) is not None:
-            objects = f"blobs with {size(seen.bytes)}, and {seen.objects} objects"
+            objects = f"blobs with {size(seen.bytes)}, and {several(seen.objects, 'object')}"
             yield name, "examined", str(seen.blobs), "references" if name == _CATALOG else objects
         for kind, count in report.findings.get(name, {}).items():
             yield name, kind, str(count), _MEANINGS[kind]
@@ -215,7 +215,7 @@ def _detail(finding: "Finding") -> str:
     if finding.found_size is not None:
         parts.append(f"{size(finding.found_size)} found")
     if finding.references is not None:
-        parts.append(f"{finding.references} references")
+        parts.append(several(finding.references, "reference"))
     if finding.file_keys:
         parts.append(f"such as {', '.join(finding.file_keys)}")
     if finding.why is not None:
@@ -229,7 +229,7 @@ def _concluded(report: "FsckReport", plan: Path) -> int:
         say(f"The check has not come to its end; `bdr fsck --resume {_quoted(plan)}` goes on.")
     if report.count():
         say(
-            f"{report.count()} things differ. Look at them with `bdr fsck --show {_quoted(plan)}`; "
+            f"{several(report.count(), 'difference')}. Look at them with `bdr fsck --show {_quoted(plan)}`; "
             f"`bdr fsck --repair {_quoted(plan)}` repairs them."
         )
     if report.unknown:

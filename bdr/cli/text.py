@@ -23,6 +23,11 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
+def several(count: int, what: str) -> str:
+    """A number of things, such as `1 object` or `2 objects`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def moment(at: datetime | None) -> str:
     """A time in UTC to the second; `-` for none."""
     return NOTHING if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -36,7 +36,7 @@ async def test_all_is_well_ends_with_0_and_leaves_a_plan_only_where_one_was_name
     well = await inside("fsck", "--checksum")
     assert (well.code, well.errors) == (0, "")
     assert well.cells == [
-        ["main", "examined", "1", "blobs with 24 B, and 1 objects"],
+        ["main", "examined", "1", "blobs with 24 B, and 1 object"],
         ["catalog", "examined", "1", "references"],
     ]
     told = (await inside("fsck", "--json", "--storage", "main")).json
@@ -75,7 +75,7 @@ async def test_what_differs_is_counted_listed_and_repaired_by_the_plan(
         ("catalog", "count", "1"),
     }
     assert checked.errors == (
-        "bdr: 5 things differ. Look at them with `bdr fsck --show 'a plan'`; "
+        "bdr: 5 differences. Look at them with `bdr fsck --show 'a plan'`; "
         "`bdr fsck --repair 'a plan'` repairs them.\n"
     )
     assert objects["truncated"].read_text() == "trunc"
@@ -84,7 +84,7 @@ async def test_what_differs_is_counted_listed_and_repaired_by_the_plan(
     assert (shown.code, shown.errors) == (1, checked.errors)
     listed = {cells[0]: cells[1:] for cells in shown.cells}
     assert listed["orphan"] == ["main", "ab/stray", "8 B"]
-    assert listed["truncated"][2].startswith("9 B; 5 B found; 1 references; such as ")
+    assert listed["truncated"][2].startswith("9 B; 5 B found; 1 reference; such as ")
     assert [one["kind"] for one in (await inside("fsck", "--show", "a plan", "--json")).json] == [
         cells[0] for cells in shown.cells
     ]
