@@ -64,7 +64,7 @@ class Done:
         """Note a call that did not do what it should."""
         self.failures += 1
         if len(self.sentences) < _TOLD:
-            self.sentences.append(f"{type(error).__name__}: {error}")
+            self.sentences.append(": ".join((*getattr(error, "__notes__", ()), type(error).__name__, str(error))))
 
 
 class Lives:
@@ -99,7 +99,11 @@ class Lives:
             self.done.fail(error)
 
     async def _call(self, verb: str, call: Awaitable[T]) -> T:
-        result = await call
+        try:
+            result = await call
+        except bdr.BinaryStorageError as error:
+            error.add_note(verb)
+            raise
         self.done.calls[verb] += 1
         return result
 
