@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from opendal.file import AsyncFile
 
 from bdr.errors import (
-    BinaryStorageError,
     Corrupt,
     FileNotFound,
     InvalidArgument,
@@ -30,9 +28,9 @@ from bdr.storage.paths import MARKER_PATH, checked_path
 from bdr.storage.pieces import SMALLEST_PIECE, as_bytes, pieces_of
 from bdr.storage.protocol import ListedObject, ObjectMetadata, StorageMarker, StoredObject
 from bdr.storage.translate import Translator
+from bdr.storage.undoing import Undoing
 from bdr.storage.writer import StreamWriter
 
-_LOG = logging.getLogger(__name__)
 # Two already keep an upload busy; each more costs its 8 MiB.
 _PARTS_AT_ONCE = 2
 # Long enough for the runtime's threads to tell Python of the last call before an interpreter exits.
@@ -58,13 +56,12 @@ class OpenDalStorage:
         self._folders = prepared_folders(self._service, self._translated)
         self._operator = built_operator(self._service, config, self._translated)
         self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
-        self._undo_timeout = config.io_timeout.total_seconds()
+        self._undoing = Undoing(self.delete, self._translated, patience=config.io_timeout)
         self._can = self._operator.capability()
         self._in_parts = self._can.write_can_multi
         # Redis alone of the tested services has no such condition: there the catalog's fresh paths must do.
         self._only_new = self._can.write_with_if_not_exists
         self._marker_seen = False
-        self._undoing: set[asyncio.Task[None]] = set()
 
     @property
     def storage_type(self) -> str:
@@ -223,8 +220,7 @@ class OpenDalStorage:
 
     async def close(self) -> None:
         """Wait for failed uploads to be undone, and refuse everything from then on."""
-        if self._undoing:
-            await asyncio.wait(self._undoing)
+        await self._undoing.finished()
         self._calls.close()
         await asyncio.sleep(_LAST_TICK)
 
@@ -246,7 +242,9 @@ class OpenDalStorage:
             stored = await writer.commit()
             await self._settled(path)
         except BaseException:
-            await self._undo(writer, path)
+            if self._in_parts:
+                await self._undoing.undo(writer, path)
+            # Elsewhere nothing was sent yet: the service gets the object in one piece, when the writer is closed.
             raise
         return stored
 
@@ -263,26 +261,6 @@ class OpenDalStorage:
     async def _append(self, writer: StreamWriter, path: str, piece: bytes) -> None:
         self._check_size(path, writer.size + len(piece))
         await writer.write(piece)
-
-    async def _undo(self, writer: StreamWriter, path: str) -> None:
-        if not self._in_parts:
-            # Nothing was sent yet: the service gets the object in one piece, when the writer is closed.
-            return
-        task = asyncio.create_task(self._undone(writer, path))
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-        await asyncio.shield(task)
-
-    async def _undone(self, writer: StreamWriter, path: str) -> None:
-        """Leave neither the object nor parts of it; what stays all the same belongs to the caller's catalog row."""
-        try:
-            async with asyncio.timeout(self._undo_timeout):
-                with suppress(BinaryStorageError):
-                    await writer.complete()
-                if not writer.path_was_taken:
-                    await self.delete(path)
-        except (BinaryStorageError, TimeoutError) as error:
-            _LOG.warning("a failed upload to %s in %s is not undone yet: %s", path, self._translated, error)
 
     async def _renamed(self, path: str, target: str) -> None:
         try:

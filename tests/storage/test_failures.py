@@ -206,7 +206,7 @@ def test_a_message_has_the_cause_but_no_password_and_no_backtrace() -> None:
 async def test_close_waits_for_what_is_still_undone(make_storage: MakeStorage) -> None:
     storage = await make_storage("memory")
     undone = asyncio.Event()
-    storage._undoing.add(asyncio.create_task(_set_by(undone)))
+    storage._undoing.tasks.add(asyncio.create_task(_set_by(undone)))
     closing = asyncio.create_task(storage.close())
     done, _ = await asyncio.wait({closing}, timeout=0.1)
     assert not done

@@ -182,13 +182,13 @@ async def test_a_second_cancellation_does_not_stop_the_undoing(make_storage: Mak
     upload.cancel()
 
     async def undoing() -> bool:
-        return bool(storage._undoing)
+        return bool(storage._undoing.tasks)
 
     await until(undoing)
     upload.cancel()
     await asyncio.wait({upload})
     assert upload.cancelled()
-    await asyncio.wait(storage._undoing)
+    await asyncio.wait(storage._undoing.tasks)
     assert not await storage.exists("object")
 
 
