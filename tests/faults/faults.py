@@ -120,13 +120,6 @@ async def kept_wrongly(exchange: Exchange) -> None:
     await exchange.answer(await exchange.passed_on(replace(exchange.request, body=bytes([body[0] ^ 1]) + body[1:])))
 
 
-async def kept_in_part(exchange: Exchange) -> None:
-    """Only the first half of a write is in the storage."""
-    body = exchange.request.body[: len(exchange.request.body) // 2]
-    headers = {name: value for name, value in exchange.request.headers.items() if name.lower() != "content-length"}
-    await exchange.answer(await exchange.passed_on(replace(exchange.request, body=body, headers=headers)))
-
-
 async def error_in_success(exchange: Exchange) -> None:
     """What S3 does when the parts of an upload cannot be joined: an error, with the status of a success."""
     await exchange.answer(replace(_error(500, "InternalError"), status=200))
@@ -151,6 +144,5 @@ FAULTS_BY_NAME: dict[str, Fault] = {
     "ended early": ended_early,
     "forgotten": forgotten,
     "kept wrongly": kept_wrongly,
-    "kept in part": kept_in_part,
     "error in success": error_in_success,
 }
