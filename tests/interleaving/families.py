@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Final
 
+from bdr.catalog.blob import LIVE
 from tests.interleaving.explore import explore
 from tests.interleaving.serial import Operation
 from tests.interleaving.stage import Stage
-from tests.interleaving.state import Ref, State, stored
+from tests.interleaving.state import BlobRow, Ref, State, stored
 
 Cases = Sequence[Sequence[Operation]]
 # Under this name each test reports how many orders it played; `conftest` adds them up.
@@ -22,6 +23,12 @@ SHARED: Final = stored(a=Ref("x", idle=True), b=Ref("x", idle=True))
 HALF_HELD: Final = stored(a=Ref("x", idle=True), b=Ref("x", count=1, at_once=True))
 TWO: Final = stored(a=Ref("x", idle=True), b=Ref("y", idle=True))
 LEASED: Final = stored(a=Ref("x", count=1, at_once=True, holders={"h": True}))
+STOPPED: Final = State(
+    references={"a": Ref("x", count=1, holders={"h": True}, bound=True)},
+    blobs={"x": BlobRow(LIVE)},
+    objects={"x"},
+    instances={"engine": "dead"},
+)
 RUNNING: Final = Counter({"store running": 1, "store succeeded": 1, "retrieve succeeded": 1})
 
 

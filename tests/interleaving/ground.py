@@ -37,8 +37,9 @@ _LAY_REFERENCE: Final = """
             '7 days', '{held}')
 """
 _LAY_HOLDER: Final = """
-    INSERT INTO bdr.reference_holder (file_key, holder, lease_expires_at)
-    VALUES ('{key}', '{holder}', CASE WHEN {over} THEN now() - interval '1 hour' END)
+    INSERT INTO bdr.reference_holder (file_key, holder, lease_expires_at, instance_id)
+    VALUES ('{key}', '{holder}', CASE WHEN {over} AND NOT {bound} THEN now() - interval '1 hour' END,
+            CASE WHEN {bound} THEN '{owner}'::uuid END)
 """
 _LAY_RECORD: Final = """
     INSERT INTO bdr.operation (operation_id, operation_type, instance_id, status, started_at, updated_at, finished_at)
@@ -57,8 +58,10 @@ _OBSERVE: Final = """
                                           created_at + max_retention <= now(), held_at_max_retention = 'keep', pinned,
                                           coalesce(holders, '{}')))
          FROM bdr.binary_data_reference LEFT JOIN (
-            SELECT file_key, json_object_agg(holder, coalesce(lease_expires_at <= now(), false)) AS holders
-            FROM bdr.reference_holder GROUP BY file_key) h USING (file_key)) AS refs,
+            SELECT file_key, json_object_agg(
+                holder, coalesce(lease_expires_at <= now(), false) OR stopped_at IS NOT NULL) AS holders
+            FROM bdr.reference_holder LEFT JOIN bdr.engine_instance USING (instance_id) GROUP BY file_key
+         ) h USING (file_key)) AS refs,
         (SELECT json_agg(json_build_array(blob_id, state, coalesce(next_attempt_at <= now(), false)))
          FROM bdr.blob) AS blobs,
         (SELECT json_object_agg(kind, n) FROM (
@@ -98,7 +101,7 @@ class Ground:
         """Make the catalog and the storage hold `state`, under new keys and ids."""
         self.start = state
         self.keys = {name: new_file_key() for name in state.references}
-        self.blob_ids = {name: new_id() for name in state.blobs}
+        self.blob_ids = {name: new_id() for name in (*state.blobs, *sorted(state.objects - state.blobs.keys()))}
         self.instance_ids = {name: new_id() for name in state.instances}
         self.operation_ids = [new_id() for _ in state.records.elements()]
         await self._monitor.execute(";".join([*_CLEAR, *self._rows(state)]))
@@ -140,20 +143,21 @@ class Ground:
 
     def _rows(self, state: State) -> Iterator[str]:
         digest = hashlib.sha256(DATA).hexdigest()
-        for name, blob_id in self.blob_ids.items():
-            row = state.blobs[name]
+        for name, row in state.blobs.items():
+            blob_id = self.blob_ids[name]
             place = {"id": blob_id, "path": object_path(blob_id), "size": len(DATA), "digest": digest}
             yield _LAY_BLOB.format(**place, state=row.state, direction=-1 if row.due else 1)
-        for name, key in self.keys.items():
-            yield self._reference(key, state.references[name])
-            for holder, over in state.references[name].holders.items():
-                yield _LAY_HOLDER.format(key=key, holder=holder, over=over)
+        for name, instance_id in self.instance_ids.items():
+            yield _LAY_INSTANCE.format(id=instance_id, name=name, seen=state.instances[name])
         owner = next(iter(self.instance_ids.values()), new_id())
+        for name, key in self.keys.items():
+            reference = state.references[name]
+            yield self._reference(key, reference)
+            for holder, over in reference.holders.items():
+                yield _LAY_HOLDER.format(key=key, holder=holder, over=over, bound=reference.bound, owner=owner)
         for operation_id, kind in zip(self.operation_ids, state.records.elements(), strict=True):
             operation_type, status = kind.split()
             yield _LAY_RECORD.format(id=operation_id, type=operation_type, owner=owner, status=status)
-        for name, instance_id in self.instance_ids.items():
-            yield _LAY_INSTANCE.format(id=instance_id, name=name, seen=state.instances[name])
 
     def _reference(self, key: str, reference: Ref) -> str:
         return _LAY_REFERENCE.format(

@@ -172,13 +172,22 @@ def remove(name: str) -> Operation:
     return Operation(f"remove {name}", run, rule)
 
 
+def reference_row(stage: Stage, name: str, shared: str) -> dict[str, object]:
+    """What a session inserts to refer to a blob."""
+    described = {"mime_kind": "text/plain", "file_size": len(DATA), "max_retention": 24 * 7 * HOUR}
+    return described | {
+        "file_key": stage.new_key(name),
+        "blob_id": stage.blob_ids[shared],
+        "zero_ref_retention": HOUR,
+    }
+
+
 def add(name: str, shared: str) -> Operation:
     """Another reference to a blob that is live; once the blob's end has begun, the foreign key refuses it."""
 
     async def run(stage: Stage) -> object:
-        row = {"file_key": stage.new_key(name), "blob_id": stage.blob_ids[shared], "zero_ref_retention": HOUR}
-        described = {"mime_kind": "text/plain", "file_size": len(DATA), "max_retention": 24 * 7 * HOUR}
-        return await stage.database.transaction(lambda own: reference.create(own, row | described))
+        row = reference_row(stage, name, shared)
+        return await stage.database.transaction(lambda own: reference.create(own, row))
 
     def rule(turn: Turn) -> object:
         row = turn.state.blobs.get(shared)

@@ -25,7 +25,7 @@ Level = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 LEVELS: Final[tuple[Level, ...]] = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 STORAGE: Final = "main"
 # What a call of the storage is a step of; a marker only tells whether it is the right place.
-_STEPS: Final = ("store", "store_stream", "retrieve", "delete")
+_STEPS: Final = ("store", "store_stream", "retrieve", "delete", "get_metadata", "move")
 _NOTHING: Final = timedelta(0)
 
 

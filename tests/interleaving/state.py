@@ -15,7 +15,8 @@ class Ref:
         idle: the last access is longer ago than that hour.
         aged: its longest life is over.
         keep: what is held then is kept until it is released.
-        holders: those of its count that are by name, and whether the lease of each is over.
+        holders: those of its count that are by name, and whether the term of each is over.
+        bound: that term is the life of the engine, rather than a lease.
     """
 
     blob: str
@@ -26,6 +27,7 @@ class Ref:
     keep: bool = False
     pinned: bool = False
     holders: dict[str, bool] = field(default_factory=dict)
+    bound: bool = field(default=False, compare=False)
 
     @property
     def is_expired(self) -> bool:

@@ -13,6 +13,7 @@ from tests.interleaving.families import (
     LEASED,
     RUNNING,
     SHARED,
+    STOPPED,
     TWO,
     Family,
     Report,
@@ -71,6 +72,15 @@ FAMILIES = (
             *product([hold("a", "h"), lapse()], [register("a"), release("a"), claim(), remove("a")]),
         ],
         200,
+    ),
+    Family(
+        "bound to an engine that is dead",
+        STOPPED,
+        [
+            *product([lapse()], [hold("a", "h"), release_by("a", "h"), release_all("h"), lapse()]),
+            *product([lapse()], [register("a"), release("a"), remove("a")]),
+        ],
+        40,
     ),
     Family(
         "shared",
