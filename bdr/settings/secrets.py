@@ -7,16 +7,19 @@ from typing import Any
 MASK = "**********"
 # Rather one name too many than one too few.
 _SECRET_NAME = re.compile(
-    r"secret|pass|pwd|token|key|credential|sas|connection_string|signature|authorization", re.IGNORECASE
+    r"secret|pass|pwd|token|key|credential|sas|connection_string|sig|auth|jwt|delegation", re.IGNORECASE
 )
 # Up to the last "@": a password may hold any character, and hiding a host too many harms nobody.
 _USERINFO = re.compile(r"://.*@", re.DOTALL)
-_QUERY_SECRET = re.compile(rf"([?&;][^=&;]*(?:{_SECRET_NAME.pattern})[^=&;]*=)[^&;]*", re.IGNORECASE)
+# Of a URL's query or fragment, or of a connection string such as libpq's, where blanks or semicolons part the pairs.
+_SECRET_PAIR = re.compile(
+    rf"((?:^|[?&;#\s])[^=&;#\s]*(?:{_SECRET_NAME.pattern})[^=&;#\s]*\s*=\s*)('[^']*'|[^&;#\s]*)", re.IGNORECASE
+)
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the user and password of a URL taken out, and secret-looking query values masked."""
-    return _QUERY_SECRET.sub(rf"\g<1>{MASK}", _USERINFO.sub("://", text))
+    """`text` with the user and password of a URL taken out, and the values of secret-looking names masked."""
+    return _SECRET_PAIR.sub(rf"\g<1>{MASK}", _USERINFO.sub("://", text))
 
 
 def shown_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from bdr.errors import ConfigError
+from bdr.settings.secrets import without_secrets
 from bdr.storage.services import IN_PROCESS
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379, "tcp": 6379}
@@ -78,4 +79,4 @@ def _redis_hosts(options: Mapping[str, str]) -> str:
 def _bare(value: str) -> str:
     # The last "@" ends the user and password; what follows "?" may hold a password as well.
     before, _, after = value.partition("://")
-    return f"{before}://{after.rpartition('@')[2].partition('?')[0]}" if after else value
+    return f"{before}://{after.rpartition('@')[2].partition('?')[0]}" if after else without_secrets(value)
