@@ -33,6 +33,7 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     engine = await _join(settings, database, stack)
     manager = BinaryDataLifecycleManager(engine)
     stack.push_async_callback(manager.retrievals.cache.close)
+    stack.push_async_callback(manager.counting.close)
     background = Background(manager)
     background.start()
     stack.push_async_callback(background.stop)

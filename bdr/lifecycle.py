@@ -16,6 +16,7 @@ from bdr.catalog.holder import Holding, acquire, held_by, holders_of, let_all_go
 from bdr.errors import BinaryStorageError, InvalidArgument, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
+from bdr.manager.counting import Counting
 from bdr.manager.deletion import Deletion, delete_references
 from bdr.manager.engine import Engine
 from bdr.manager.explain import explain
@@ -42,6 +43,8 @@ class BinaryDataLifecycleManager(BinaryDataManager):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
+        # Half of the connections at most wait for locks.
+        self.counting = Counting(engine.database, engine.settings.database.pool_size // 2)
         self._schedule: ReaperSchedule | None = None
 
     async def register_reference(
@@ -66,13 +69,16 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             FileNotFound: there is no such reference (any more).
             TransactionConflict: the caller's transaction lost against another one, at REPEATABLE READ or above.
         """
-        take: Count = count.register
+        if holder is None and (lease is not None or bound):
+            raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
         if holder is not None:
             instance_id = self.engine.instance_id if bound else None
             take = partial(acquire, holder=checked_holder(holder), lease=checked_lease(lease), instance_id=instance_id)
-        elif lease is not None or bound:
-            raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
-        counted = await self._count(key, take, "Registering", connection)
+            counted = await self._count(key, take, "Registering", connection)
+        elif connection is not None:
+            counted = await self._count(key, count.register, "Registering", connection)
+        else:
+            counted = await self._count_in_group(key, 1)
         assert counted.after is not None  # noqa: S101 - a reference that is there can always be registered
         return counted.after
 
@@ -87,8 +93,12 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         Raises:
             NotReferenced: there is no such use; the count stays as it is.
         """
-        release: Count = count.release if holder is None else partial(let_go, holder=checked_holder(holder))
-        counted = await self._count(key, release, "Releasing", connection)
+        if holder is not None:
+            counted = await self._count(key, partial(let_go, holder=checked_holder(holder)), "Releasing", connection)
+        elif connection is not None:
+            counted = await self._count(key, count.release, "Releasing", connection)
+        else:
+            counted = await self._count_in_group(key, -1)
         if counted.after is None:
             raise not_held(key, holder, counted)
         if connection is None:
@@ -184,6 +194,15 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         if self._schedule is not None:
             await self._schedule.stop()
             self._schedule = None
+
+    async def _count_in_group(self, key: str, by: int) -> Counted:
+        self.engine.require_open()
+        if is_file_key(key):
+            counted = await self.counting.count(key, by)
+            # fail point: count.counted
+            if counted.before is not None:
+                return counted
+        raise await absent(self.engine, key)
 
     async def _count(self, key: str, take: Count, what: str, connection: CallersConnection | None) -> Counted:
         self.engine.require_open()

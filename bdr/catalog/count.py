@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, FromClause, Text, Update, func, select, update
+from sqlalchemy import BigInteger, FromClause, Text, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog.base import asked_for, asked_keys
+from bdr.catalog.database import Database
+from bdr.catalog.prepared import Prepared
 from bdr.catalog.reference import Reference
 
 # `now()` is the start of the transaction, which in a caller's transaction may be long ago.
@@ -29,6 +31,19 @@ class Counted:
     zero_ref_retention: timedelta | None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What some registrations and releases together do to one reference, in the order in which they came.
+
+    Attributes:
+        net: their sum.
+        low: the lowest that the sum was on the way, zero at most: what they take that must be there before.
+    """
+
+    net: int
+    low: int
+
+
 def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
     """A CTE that locks the references asked for, in key order, and reads their counts as they are then."""
     return (
@@ -40,43 +55,36 @@ def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
     )
 
 
-def _counting(asked: FromClause, change: Update, locked: Any) -> Any:
-    changed = change.returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention).cte("changed")
+_ASKED = asked_for("asked", file_key=Text(), net=BigInteger(), low=BigInteger())
+
+
+def _counting(*, skip_locked: bool = False) -> Any:
+    locked = locked_references(_ASKED, skip_locked=skip_locked)
+    # Counted from what was found under the lock, not from the row that the update finds: that is as old as the
+    # statement, so a release that waited for a registration would take the zero from before it for the count.
+    changed = (
+        update(Reference)
+        .where(
+            Reference.file_key == locked.c.file_key,
+            Reference.file_key == _ASKED.c.file_key,
+            # Who registered by name also releases by name: these are not for others to give away.
+            locked.c.ref_count - locked.c.holder_count + _ASKED.c.low >= 0,
+        )
+        .values(ref_count=locked.c.ref_count + _ASKED.c.net, last_access_at=ACCESSED)
+        .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
+        .cte("changed")
+    )
     return select(
-        asked.c.file_key,
+        locked.c.file_key,
         locked.c.ref_count.label("before"),
         changed.c.ref_count.label("after"),
         changed.c.zero_ref_retention,
-    ).select_from(
-        asked.outerjoin(locked, locked.c.file_key == asked.c.file_key).outerjoin(
-            changed, changed.c.file_key == asked.c.file_key
-        )
-    )
+    ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
 
 
-_ASKED = asked_for("asked", file_key=Text(), n=BigInteger())
-# Counted from what was found under the lock, not from the row that the update finds: that is as old as the statement,
-# so a release that waited for a registration would take the zero from before it for the count.
-_HELD = locked_references(_ASKED)
-REGISTER = _counting(
-    _ASKED,
-    update(Reference)
-    .where(Reference.file_key == _HELD.c.file_key, Reference.file_key == _ASKED.c.file_key)
-    .values(ref_count=_HELD.c.ref_count + _ASKED.c.n, last_access_at=ACCESSED),
-    _HELD,
-)
-RELEASE = _counting(
-    _ASKED,
-    update(Reference)
-    .where(
-        Reference.file_key == _HELD.c.file_key,
-        Reference.file_key == _ASKED.c.file_key,
-        # Who registered by name also releases by name: these are not for others to give away.
-        _HELD.c.ref_count - _HELD.c.holder_count >= _ASKED.c.n,
-    )
-    .values(ref_count=_HELD.c.ref_count - _ASKED.c.n, last_access_at=ACCESSED),
-    _HELD,
-)
+COUNT = _counting()
+# By whether what is locked is passed over.
+PREPARED = {False: Prepared(COUNT), True: Prepared(_counting(skip_locked=True))}
 
 _READ = asked_keys()
 # A reader never waits for a row that somebody else counts on: what is skipped here is tried again later.
@@ -96,22 +104,42 @@ TOUCH = (
 )
 
 
-async def _count(connection: AsyncConnection, statement: Any, keys: Sequence[str]) -> dict[str, Counted]:
-    # Summed first: `UPDATE … FROM` applies a key that comes twice only once.
-    asked = Counter(keys)
-    ordered = sorted(asked)
-    found = await connection.execute(statement, {"asked_file_key": ordered, "asked_n": [asked[key] for key in ordered]})
-    return {row.file_key: Counted(row.before, row.after, row.zero_ref_retention) for row in found}
+async def count_by_itself(
+    database: Database, changes: Mapping[str, Change], *, skip_locked: bool = False
+) -> dict[str, Counted]:
+    """Apply changes in one statement that commits by itself; what is not in the answer is not there.
+
+    With `skip_locked` it waits for nobody, and what somebody else has locked is not in the answer either.
+    """
+    found = await database.fetch(PREPARED[skip_locked], parameters(changes), keys=list(changes), what="Counting")
+    return {row["file_key"]: Counted(row["before"], row["after"], row["zero_ref_retention"]) for row in found}
 
 
 async def register(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:
     """Add one to each key's count for each time it comes in `keys`; one answer per distinct key."""
-    return await _count(connection, REGISTER, keys)
+    return await _count(connection, {key: Change(number, 0) for key, number in Counter(keys).items()})
 
 
 async def release(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:
     """Take one from each key's count for each time it comes in `keys`, never below zero: then it stays as it was."""
-    return await _count(connection, RELEASE, keys)
+    return await _count(connection, {key: Change(-number, -number) for key, number in Counter(keys).items()})
+
+
+async def _count(connection: AsyncConnection, changes: Mapping[str, Change]) -> dict[str, Counted]:
+    found = await connection.execute(COUNT, parameters(changes))
+    counted = {row.file_key: Counted(row.before, row.after, row.zero_ref_retention) for row in found}
+    return dict.fromkeys(changes, Counted(None, None, None)) | counted
+
+
+def parameters(changes: Mapping[str, Change]) -> dict[str, Any]:
+    """What the statements take, in key order."""
+    # Each key once: `UPDATE … FROM` applies one that comes twice only once.
+    ordered = sorted(changes)
+    return {
+        "asked_file_key": ordered,
+        "asked_net": [changes[key].net for key in ordered],
+        "asked_low": [changes[key].low for key in ordered],
+    }
 
 
 async def touch(connection: AsyncConnection, keys: Sequence[str]) -> list[str]:

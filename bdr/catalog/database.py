@@ -5,9 +5,10 @@ Every driver error becomes one of `bdr.errors` here.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
@@ -17,6 +18,8 @@ from sqlalchemy.exc import DisconnectionError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction, create_async_engine
 
 from bdr.catalog import url as urls
+from bdr.catalog.prepared import Prepared
+from bdr.catalog.session import open_connection
 from bdr.catalog.translate import is_lost, may_have_happened, translated
 from bdr.catalog.turns import Turns
 from bdr.errors import Busy, CatalogUnavailable, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
@@ -30,10 +33,6 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 
 log = logging.getLogger(__name__)
 
-# bdr's transactions hold locks; one whose process has stopped in the middle must not hold them for long.
-IDLE_IN_TRANSACTION: Final = timedelta(minutes=1)
-# The server's own time-out comes first; only one that can no longer be heard is given up on this much later.
-UNHEARD: Final = timedelta(seconds=5)
 _FAILED: Final = "bdr_statement_failed"
 
 
@@ -50,7 +49,10 @@ class Database:
         self._config = config
         self._turns = Turns(config.pool_size, config.pool_timeout)
         self._engine = create_async_engine(
-            "postgresql+asyncpg://", async_creator=self._connect, pool_size=config.pool_size, max_overflow=0
+            "postgresql+asyncpg://",
+            async_creator=partial(open_connection, self._url, config),
+            pool_size=config.pool_size,
+            max_overflow=0,
         )
         self._autocommitting = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         event.listen(self._engine.sync_engine, "checkout", _replace_closed)
@@ -94,6 +96,22 @@ class Database:
         """
         return await self._detached(self._transaction, work, _Progress(tuple(keys), what, about))
 
+    async def fetch(
+        self, prepared: Prepared, values: Mapping[str, Any], keys: Sequence[str] = (), what: str = "The operation"
+    ) -> list[asyncpg.Record]:
+        """Run one statement that commits by itself, past SQLAlchemy, on a connection of the same pool.
+
+        Errors as `write`; but who calls is not told apart from the work: to be called in a task that nobody cancels.
+        """
+        with translated(self.shown):
+            async with self._borrow_driver() as connection:
+                try:
+                    return list(await connection.fetch(prepared.sql, *prepared.arguments(values)))
+                except Exception as error:
+                    if may_have_happened(error):
+                        raise OutcomeUnknown(keys, what) from error
+                    raise
+
     async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
         """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""
         self._closed = True
@@ -106,42 +124,52 @@ class Database:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._engine.dispose()
 
-    async def _connect(self) -> asyncpg.Connection:
-        limit = self._url.connect_timeout or self._config.connect_timeout
-        connection = await asyncpg.connect(
-            self._url.dsn,
-            timeout=limit.total_seconds(),
-            command_timeout=(self._config.statement_timeout + UNHEARD).total_seconds(),
-            server_settings=dict(self._url.session),
-        )
-        try:
-            await connection.execute(_session_settings(self._config))
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
-
     @asynccontextmanager
     async def _borrow(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        async with self._in_use(), AsyncExitStack() as stack:
+            with self._making():
+                connection = await stack.enter_async_context(engine.connect())
+            yield connection
+
+    @asynccontextmanager
+    async def _borrow_driver(self) -> AsyncIterator[asyncpg.Connection]:
+        async with self._in_use():
+            with self._making():
+                lent = await self._engine.raw_connection()
+            connection = lent.driver_connection
+            assert connection is not None  # noqa: S101 - it was just lent
+            try:
+                yield connection
+            except BaseException as error:
+                # What is still under way on it, nobody else shall meet.
+                if not isinstance(error, Exception) or is_lost(error) or _is_closed(connection):
+                    lent.invalidate()
+                raise
+            finally:
+                lent.close()
+
+    @asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
         if self._closed:
             raise InstanceClosed(f"The connections to {self.shown} are closed.")
         self._borrowed += 1
         self._idle.clear()
-        made = False
         try:
-            async with self._turn(), engine.connect() as connection:
-                made = True
-                yield connection
-        except (NotImplementedError, ResourceClosedError) as error:
-            if made:
-                raise
-            # On the first of all connections SQLAlchemy asks the server about itself. When that one is lost meanwhile,
-            # it stumbles over dropping it. Nothing of ours was sent.
-            raise CatalogUnavailable(f"The connection to {self.shown} was lost as it was made.") from error
+            async with self._turn():
+                yield
         finally:
             self._borrowed -= 1
             if not self._borrowed:
                 self._idle.set()
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        try:
+            yield
+        except (NotImplementedError, ResourceClosedError) as error:
+            # On the first of all connections SQLAlchemy asks the server about itself. When that one is lost meanwhile,
+            # it stumbles over dropping it. Nothing of ours was sent.
+            raise CatalogUnavailable(f"The connection to {self.shown} was lost as it was made.") from error
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -251,19 +279,6 @@ def _abandon(task: asyncio.Task[Any], at: _Progress, cancelled: asyncio.Cancelle
 def _log_abandoned(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.debug("Work whose caller was cancelled failed: %s", error)
-
-
-def _session_settings(config: DatabaseConfig) -> str:
-    limits = {
-        "statement_timeout": config.statement_timeout,
-        "lock_timeout": config.lock_timeout,
-        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
-    }
-    values = {name: f"{int(limit.total_seconds() * 1000)}ms" for name, limit in limits.items()}
-    values |= {"timezone": "UTC", "default_transaction_isolation": "read committed"}
-    # An acknowledged commit must outlive a crash of the server; any setting but `off` waits for the disk.
-    durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    return "".join(f"SET {name} = '{value}'; " for name, value in values.items()) + durable
 
 
 def _is_closed(connection: Any) -> bool:

@@ -330,7 +330,7 @@ async def test_an_answer_that_never_comes_is_given_up(
     cut_off: tuple[Database, TcpProxy], monkeypatch: pytest.MonkeyPatch, counter_url: str, open_database: Open
 ) -> None:
     _, proxy = cut_off
-    monkeypatch.setattr("bdr.catalog.database.UNHEARD", timedelta(0))
+    monkeypatch.setattr("bdr.catalog.session.UNHEARD", timedelta(0))
     url = counter_url.replace(counter_url.rpartition(":")[2].partition("/")[0], str(proxy.port)) + "?sslmode=disable"
     database = open_database(url, statement_timeout=timedelta(seconds=0.5))
     await database.write(add)

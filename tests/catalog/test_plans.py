@@ -19,6 +19,7 @@ from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
 from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, reference, storage
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
+from bdr.catalog.count import Change
 from bdr.catalog.operation import Record
 from tests.catalog import filled
 from tests.catalog.plans import MODES, Plan, Sent, plan_of, sent_by
@@ -44,7 +45,18 @@ PAGES: Final = 50
 MORE_PAGES: Final = 150
 
 # Never sent as they are: others are made from them.
-PARTS: Final = {"_DETAILS", "_INSERT", "_ENDED", "_RECORD", "_KNOWN", "_NEWEST_TO_GO", "_SEEN", "_HOLDINGS", "_OF_EACH"}
+PARTS: Final = {
+    "_DETAILS",
+    "_INSERT",
+    "_ENDED",
+    "_RECORD",
+    "_KNOWN",
+    "_NEWEST_TO_GO",
+    "_SEEN",
+    "_HOLDINGS",
+    "_OF_EACH",
+    "_NAMED",
+}
 # Statistics are the sum of all records: TOTALS reads the whole of `operation` and `operation_total`, each time. Records
 # are pruned by age, which is what bounds it.
 READS_ALL: Final = {"TOTALS"}
@@ -115,6 +127,12 @@ def claimed() -> list[ClaimedBlob]:
 
 def failed() -> list[FailedDelete]:
     return [FailedDelete(one, "permission denied") for one in claimed()]
+
+
+async def count_free(connection: AsyncConnection) -> None:
+    changes = {key: Change(1, -1) for key in keys(5001)}
+    prepared = count.PREPARED[True]
+    await connection.exec_driver_sql(prepared.sql, tuple(prepared.arguments(count.parameters(changes))))
 
 
 def record(status: str) -> Record:
@@ -191,8 +209,9 @@ GUARDS: Final = [
         {"POSTPONE": {BLOB_KEY}},
     ),
     Guard("hand_back", lambda own: blob.hand_back(own, failed(), LEASE), {"HAND_BACK": {BLOB_KEY}}),
-    Guard("register", lambda own: count.register(own, keys(5001)), {"REGISTER": {REFERENCE_KEY}}),
-    Guard("release", lambda own: count.release(own, keys(5001)), {"RELEASE": {REFERENCE_KEY}}),
+    Guard("register", lambda own: count.register(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
+    Guard("release", lambda own: count.release(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
+    Guard("count_free", count_free, {"count_free": {REFERENCE_KEY}}),
     Guard("touch", lambda own: count.touch(own, keys(5001)), {"TOUCH": {REFERENCE_KEY}}),
     # Each its own: what another has changed and rolled back would be met in the indexes.
     Guard("acquire", lambda own: holder.acquire(own, keys(5001), "new", lease=LEASE), {"ACQUIRE": {REFERENCE_KEY}}),

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from bdr.catalog import storage as known_storages
 from bdr.catalog.database import Database
+from bdr.catalog.prepared import Prepared
 from bdr.keys import new_id
 from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager.engine import Engine
@@ -46,6 +47,15 @@ class SteppedDatabase(Database):
         about: str | None = None,
     ) -> T:
         return await (self.transaction if self.apart else super().write)(work, keys, what, about)
+
+    async def fetch(
+        self, prepared: Prepared, values: Mapping[str, Any], keys: Sequence[str] = (), what: str = "The operation"
+    ) -> list[Any]:
+        async def work(own: AsyncConnection) -> list[Any]:
+            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
+            return list(found.mappings())
+
+        return await self.write(work, keys, what)
 
 
 class _SteppedStorage:
@@ -85,12 +95,12 @@ class Stage(Ground):
         self.database = database
         self.callers = callers
         self.schedule = Schedule(monitor)
-        self._managers = {hasty: BinaryDataLifecycleManager(engine) for hasty, engine in engines.items()}
+        self._engines = engines
 
     @property
     def binary(self) -> BinaryDataLifecycleManager:
-        """The engine that all sessions use: what it remembers of its own decides nothing."""
-        return self._managers[self.start.hasty]
+        """Another one for each session: what it remembers decides nothing, and what it gathers is one session's."""
+        return BinaryDataLifecycleManager(self._engines[self.start.hasty])
 
     async def lay_out(self, state: State) -> None:
         """Make the catalog and the storage hold `state`, under new keys and ids."""

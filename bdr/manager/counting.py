@@ -1,0 +1,146 @@
+"""Counting in groups: register and release of one engine, for callers that bring no transaction and no holder.
+
+A group waits for no lock. A reference that somebody else has locked gets a lane of its own, in which what is asked of
+it meanwhile is gathered in turn: so one long transaction on one reference delays nobody who asks for another.
+
+Each caller gets the answer that it would have got alone, at its place in the order in which they came.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from bdr.catalog.count import Change, Counted, count_by_itself
+from bdr.catalog.database import Database
+from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
+from bdr.manager.grouping import Ask, Groups, mark_sent
+
+_MISSING = Counted(None, None, None)
+# For these it is no use to try each by itself.
+_FOR_ALL = CatalogUnavailable | InstanceClosed | Busy | OutcomeUnknown
+
+_Count = tuple[str, int]
+_Asks = Sequence[Ask[_Count, Counted]]
+
+
+class Counting:
+    """Counts of one engine; at most `lanes` of its connections wait for locks."""
+
+    def __init__(self, database: Database, lanes: int) -> None:
+        self._database = database
+        self._groups = Groups(self._commit)
+        # Of what is locked: asks that wait for the one that is under way.
+        self._lanes: dict[str, list[Ask[_Count, Counted]]] = {}
+        self._free_lanes = asyncio.Semaphore(max(1, lanes))
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def count(self, key: str, by: int) -> Counted:
+        """Add `by`, 1 or -1; as `bdr.catalog.count` does for one key.
+
+        Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while the statement was under way.
+        """
+        ask: Ask[_Count, Counted] = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
+        if key in self._lanes:
+            self._lanes[key].append(ask)
+        else:
+            self._groups.add(ask)
+        return await ask.answered()
+
+    async def close(self) -> None:
+        """Wait until everything that was asked has its answer."""
+        await self._groups.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _commit(self, asks: _Asks) -> None:
+        if not asks:
+            return
+        try:
+            found = await self._send(asks, skip_locked=True)
+        except BinaryStorageError as error:
+            if len(asks) == 1 or isinstance(error, _FOR_ALL):
+                _fail(asks, error)
+            else:
+                # One of them is at fault, and the others shall not suffer for it.
+                self._open_lanes(_by_key(asks))
+            return
+        left = {}
+        for key, own in _by_key(asks).items():
+            if key in found and found[key].after is not None:
+                _answer(own, found[key])
+            else:
+                left[key] = own
+        self._open_lanes(left)
+
+    def _open_lanes(self, left: Mapping[str, list[Ask[_Count, Counted]]]) -> None:
+        for key, asks in left.items():
+            mark_sent(asks, sent=False)
+            if key in self._lanes:
+                self._lanes[key].extend(asks)
+            else:
+                self._lanes[key] = asks
+                task = asyncio.create_task(self._run_lane(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _run_lane(self, key: str) -> None:
+        """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""
+        try:
+            async with self._free_lanes:
+                while self._lanes[key]:
+                    asks, self._lanes[key] = self._lanes[key], []
+                    await self._wait_and_commit([ask for ask in asks if not ask.is_over])
+        finally:
+            del self._lanes[key]
+
+    async def _wait_and_commit(self, asks: _Asks) -> None:
+        if not asks:
+            return
+        try:
+            counted = (await self._send(asks)).get(asks[0].item[0], _MISSING)
+        except BinaryStorageError as error:
+            _fail(asks, error)
+            return
+        if counted.after is not None:
+            _answer(asks, counted)
+        elif counted.before is None or len(asks) == 1:
+            for ask in asks:
+                ask.give(counted)
+        else:
+            # One of them asks for too much: each by itself tells which.
+            for ask in asks:
+                await self._wait_and_commit([ask])
+
+    async def _send(self, asks: _Asks, *, skip_locked: bool = False) -> dict[str, Counted]:
+        mark_sent(asks)
+        changes = {key: _change(own) for key, own in _by_key(asks).items()}
+        return await count_by_itself(self._database, changes, skip_locked=skip_locked)
+
+
+def _by_key(asks: _Asks) -> dict[str, list[Ask[_Count, Counted]]]:
+    by_key: defaultdict[str, list[Ask[_Count, Counted]]] = defaultdict(list)
+    for ask in asks:
+        by_key[ask.item[0]].append(ask)
+    return by_key
+
+
+def _change(asks: _Asks) -> Change:
+    net = low = 0
+    for ask in asks:
+        net += ask.item[1]
+        low = min(low, net)
+    return Change(net, low)
+
+
+def _answer(asks: _Asks, counted: Counted) -> None:
+    """Tell each caller the count as it was before and after its own step."""
+    before = counted.before or 0
+    for ask in asks:
+        after = before + ask.item[1]
+        ask.give(Counted(before, after, counted.zero_ref_retention))
+        before = after
+
+
+def _fail(asks: _Asks, error: BinaryStorageError) -> None:
+    for ask in asks:
+        ask.fail(error)

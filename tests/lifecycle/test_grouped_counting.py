@@ -1,0 +1,188 @@
+"""What many callers count at once goes in groups, and comes out as if each had been alone, in the order they came."""
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bdr import BinaryDataLifecycleManager, Busy, DatabaseConfig, FileNotFound, NotReferenced, OperationError
+from bdr.errors import OutcomeUnknown
+from tests.fixtures.engines import Connect
+from tests.lifecycle.conftest import ConnectThrough
+from tests.lifecycle.gate import closed_gate
+from tests.lifecycle.support import change, count_of, rows, set_count, until_quiet, until_waiting
+from tests.reaper.support import store_many
+
+Binary = BinaryDataLifecycleManager
+LOCK = "SELECT FROM bdr.binary_data_reference WHERE file_key = :key FOR UPDATE"
+
+
+async def outcomes(*calls: Coroutine[Any, Any, int]) -> list[object]:
+    """What each gives back, or the class of its error."""
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    return [type(one) if isinstance(one, BaseException) else one for one in ended]
+
+
+@pytest.mark.both_majors
+async def test_each_caller_gets_the_answer_of_its_place_in_the_order(binary: Binary) -> None:
+    first, second = await store_many(binary, 2)
+    up, down = binary.register_reference, binary.release_reference
+    # The first goes alone, the others in the group that is gathered meanwhile.
+    assert await outcomes(up(first), down(first), up(second), down(first), up(first), up(second)) == [2, 1, 2, 0, 1, 3]
+
+
+@pytest.mark.both_majors
+async def test_a_release_at_zero_is_refused_although_a_registration_follows_in_its_group(binary: Binary) -> None:
+    (key, other) = await store_many(binary, 2)
+    await set_count(binary, key, 0)
+    up, down = binary.register_reference, binary.release_reference
+    assert await outcomes(down(key), up(key), up(other), down(key), down(key)) == [
+        NotReferenced,
+        1,
+        2,
+        0,
+        NotReferenced,
+    ]
+    assert await count_of(binary, key) == 0
+
+
+async def test_what_is_held_by_name_is_no_part_of_what_a_group_may_release(binary: Binary) -> None:
+    (key,) = await store_many(binary, 1)
+    await binary.register_reference(key, holder="node")
+    down, up = binary.release_reference, binary.register_reference
+    assert await outcomes(down(key), down(key), up(key), down(key)) == [1, NotReferenced, 2, 1]
+
+
+async def test_one_that_is_not_there_fails_by_itself(binary: Binary) -> None:
+    (key, gone) = await store_many(binary, 2)
+    await binary.delete_data(gone)
+    up = binary.register_reference
+    ended = await asyncio.gather(up(key), up(gone), up(key), up("x" * 26), return_exceptions=True)
+    assert list(ended[0::2]) == [2, 3]
+    assert [isinstance(one, FileNotFound) for one in ended] == [False, True, False, True]
+
+
+async def test_callers_at_once_share_a_statement(binary: Binary) -> None:
+    keys = await store_many(binary, 20)
+    sent = 0
+
+    def note(*_: object) -> None:
+        nonlocal sent
+        sent += 1
+
+    event.listen(binary.engine.database._engine.sync_engine, "checkout", note)
+    await asyncio.gather(*(binary.register_reference(key) for key in keys * 10))
+    assert sent <= 3
+    assert [await count_of(binary, key) for key in keys] == [11] * 20
+
+
+async def test_a_reference_that_somebody_has_locked_delays_only_those_who_ask_for_it(
+    binary: Binary, caller: AsyncEngine
+) -> None:
+    locked, free = await store_many(binary, 2)
+    async with caller.begin() as own:
+        await own.execute(text(LOCK), {"key": locked})
+        waiting = [asyncio.create_task(binary.register_reference(locked)) for _ in range(50)]
+        await until_waiting(binary)
+        assert [await binary.register_reference(free) for _ in range(5)] == [2, 3, 4, 5, 6]
+        waiting += [asyncio.create_task(binary.release_reference(locked)) for _ in range(20)]
+        assert await binary.register_reference(free) == 7
+        # However many wait, they wait on one connection.
+        assert await rows(binary, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)]
+    assert await asyncio.gather(*waiting) == [*range(2, 52), *range(50, 30, -1)]
+    assert await count_of(binary, locked) == 31
+
+
+async def test_a_lock_that_is_not_let_go_of_in_time_is_busy_and_changes_nothing(
+    connect: Connect, caller: AsyncEngine
+) -> None:
+    binary = await connect(database=DatabaseConfig(lock_timeout=timedelta(milliseconds=100)))
+    (locked,) = await store_many(binary, 1)
+    async with caller.begin() as own:
+        await own.execute(text(LOCK), {"key": locked})
+        assert await outcomes(*(binary.register_reference(locked) for _ in range(3))) == [Busy] * 3
+    assert await binary.register_reference(locked) == 2
+
+
+async def test_many_that_are_locked_leave_connections_for_the_others(connect: Connect, caller: AsyncEngine) -> None:
+    binary = await connect(database=DatabaseConfig(pool_size=2))
+    *locked, free = await store_many(binary, 6)
+    async with caller.begin() as own:
+        for key in locked:
+            await own.execute(text(LOCK), {"key": key})
+        waiting = [asyncio.create_task(binary.register_reference(key)) for key in locked]
+        await until_waiting(binary)
+        assert await binary.register_reference(free) == 2
+    assert await asyncio.gather(*waiting) == [2] * 5
+
+
+async def test_a_caller_that_is_cancelled_takes_the_group_away_from_nobody(binary: Binary, database_url: str) -> None:
+    first, second = await store_many(binary, 2)
+    async with closed_gate(database_url) as gate:
+        under_way = [asyncio.create_task(binary.register_reference(key)) for key in (first, second)]
+        await gate.reached()
+        gathered = [asyncio.create_task(binary.register_reference(key)) for key in (first, second)]
+        await asyncio.sleep(0)
+        for task in (under_way[0], gathered[0]):
+            task.cancel()
+        with pytest.raises(OutcomeUnknown, match=f"Registering on {first}") as unknown:
+            await under_way[0]
+        with pytest.raises(asyncio.CancelledError):
+            await gathered[0]
+        await gate.open()
+        assert unknown.value.cancelled
+        assert [await under_way[1], await gathered[1]] == [2, 3]
+    assert [await count_of(binary, key) for key in (first, second)] == [2, 3]
+
+
+@pytest.mark.parametrize("happens", [True, False])
+async def test_a_lost_answer_is_told_to_each_of_a_group_with_its_own_key(
+    binary: Binary, connect_through: ConnectThrough, database_url: str, happens: bool
+) -> None:
+    far, proxy = await connect_through()
+    keys = await store_many(binary, 3)
+    async with closed_gate(database_url) as gate:
+        tasks = [asyncio.create_task(far.register_reference(key)) for key in keys]
+        await gate.reached()
+        if happens:
+            proxy.cut()
+        else:
+            await gate.end_sessions()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(one, OutcomeUnknown) and one.keys == (key,) for one, key in zip(ended, keys, strict=True))
+    assert len(set(map(id, ended))) == 3
+    await until_quiet(binary)
+    assert [await count_of(binary, key) for key in keys] == [2 if happens else 1] * 3
+    assert await far.register_reference(keys[0]) == (3 if happens else 2)
+
+
+async def test_one_that_the_server_refuses_does_not_fail_the_others(binary: Binary) -> None:
+    keys = await store_many(binary, 3)
+    await change(
+        binary,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'",
+    )
+    await change(
+        binary,
+        "CREATE TRIGGER refuse BEFORE UPDATE ON bdr.binary_data_reference FOR EACH ROW "
+        f"WHEN (OLD.file_key = '{keys[1]}') EXECUTE FUNCTION refuse()",
+    )
+    assert await outcomes(*(binary.register_reference(key) for key in keys)) == [2, OperationError, 2]
+    assert await count_of(binary, keys[1]) == 1
+
+
+async def test_a_close_waits_for_what_was_asked_for_before(binary: Binary, database_url: str) -> None:
+    (key,) = await store_many(binary, 1)
+    async with closed_gate(database_url) as gate:
+        tasks = [asyncio.create_task(binary.register_reference(key)) for _ in range(5)]
+        await gate.reached()
+        closing = asyncio.create_task(binary.counting.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        await gate.open()
+        await closing
+    assert await asyncio.gather(*tasks) == [2, 3, 4, 5, 6]
