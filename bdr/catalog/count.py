@@ -70,7 +70,13 @@ def _counting(*, skip_locked: bool = False) -> Any:
             # Who registered by name also releases by name: these are not for others to give away.
             locked.c.ref_count - locked.c.holder_count + _ASKED.c.low >= 0,
         )
-        .values(ref_count=locked.c.ref_count + _ASKED.c.net, last_access_at=ACCESSED)
+        .values(
+            ref_count=locked.c.ref_count + _ASKED.c.net,
+            # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it,
+            # before the server looks for a newer one: with the old number of holders beside the new count they fail.
+            holder_count=locked.c.holder_count,
+            last_access_at=ACCESSED,
+        )
         .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
         .cte("changed")
     )

@@ -263,3 +263,17 @@ async def test_of_two_registrations_at_once_the_second_sets_the_terms(
     (held,) = await binary.get_holders(key)
     assert (held.lease_expires_at is not None, held.instance_id) == (True, binary.engine.instance_id)
     assert await counts(binary, key) == (2, 1, 1)
+
+
+@pytest.mark.both_majors
+@pytest.mark.parametrize(("verb", "after"), [("register_reference", 2), ("release_reference", 0)])
+async def test_a_count_that_waited_for_a_holder_to_let_go_goes_by_what_that_left(
+    binary: BinaryDataLifecycleManager, engine: AsyncEngine, key: str, verb: str, after: int
+) -> None:
+    await binary.register_reference(key, holder=NODE)
+    async with engine.begin() as connection:
+        assert await binary.release_reference(key, holder=NODE, connection=connection) == 1
+        second = asyncio.create_task(getattr(binary, verb)(key))
+        await until_waiting(binary)
+    assert await second == after
+    assert await counts(binary, key) == (after, 0, 0)
