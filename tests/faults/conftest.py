@@ -9,6 +9,7 @@ import pytest
 
 import bdr
 from tests.faults.faults import FAULTS, FAULTS_BY_NAME, all_struck, counted
+from tests.figures import figure
 from tests.fixtures.engines import Connect
 from tests.fixtures.http_proxy import HttpProxy, When
 from tests.fixtures.storages import MakeStorageConfig, S3Server
@@ -26,16 +27,15 @@ SHORT = timedelta(seconds=1)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Note on the test's report how many faults it has injected."""
     before = all_struck()
-    yield
-    item.user_properties.append((FAULTS, all_struck() - before))
+    try:
+        yield
+    finally:
+        item.user_properties.append((FAULTS, all_struck() - before))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many faults were injected in all, on however many workers."""
-    passed = terminalreporter.stats.get("passed", [])
-    counts = [count for report in passed for name, count in report.user_properties if name == FAULTS]
-    if counts:
-        terminalreporter.write_line(f"{sum(counts)} faults were injected; nothing was lost and nothing orphaned.")
+    figure(terminalreporter, "tests/faults", FAULTS, "nothing was lost and nothing orphaned")
 
 
 @dataclass

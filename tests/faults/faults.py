@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.fixtures.http_proxy import Answer, Exchange, Fault
 
 # A property of each test's report, so that the figure is whole on any number of workers.
-FAULTS = "faults injected"
+FAULTS = "faults were injected"
 _STRUCK: Counter[str] = Counter()
 
 _LAST_OBJECT = re.compile(rb"(.*)<Contents>.*?</Contents>", re.DOTALL)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.figures import figure
 from tests.fixtures.postgres import PostgresServer
 from tests.interleaving.families import ORDERS
 from tests.interleaving.stage import Stage, open_stage
@@ -22,7 +23,4 @@ async def stage(postgres: PostgresServer, template_database: str) -> AsyncIterat
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many orders were played in all, on however many workers."""
-    passed = terminalreporter.stats.get("passed", [])
-    counts = [count for report in passed for name, count in report.user_properties if name == ORDERS]
-    if counts:
-        terminalreporter.write_line(f"{sum(counts)} orders of steps were played; every one came to what the rules say.")
+    figure(terminalreporter, "tests/interleaving", ORDERS, "every one came to what the rules say")

@@ -14,7 +14,7 @@ from tests.interleaving.state import BlobRow, Ref, State, stored
 
 Cases = Sequence[Sequence[Operation]]
 # Under this name each test reports how many orders it played; `conftest` adds them up.
-ORDERS: Final = "orders of steps"
+ORDERS: Final = "orders of steps were played"
 Report = Callable[[str, object], None]
 
 IDLE: Final = stored(a=Ref("x", idle=True))

@@ -1,0 +1,18 @@
+"""What the tests of a folder have counted, on however many workers, and whether that may be said of them."""
+
+import pytest
+
+
+def figure(reporter: pytest.TerminalReporter, folder: str, counted: str, whole: str) -> None:
+    """Write the sum of a property of the folder's tests, and `whole` only when none of these failed."""
+    passed, failed, error = (
+        [report for report in reporter.stats.get(outcome, []) if report.nodeid.startswith(f"{folder}/")]
+        for outcome in ("passed", "failed", "error")
+    )
+    # A test's other reports, of setting up and taking down, say the same again.
+    calls = [report for report in passed + failed if report.when == "call"]
+    counts = [count for report in calls for name, count in report.user_properties if name == counted]
+    if counts:
+        wrong = len({report.nodeid for report in failed + error})
+        verdict = f"{wrong} of the tests failed" if wrong else whole
+        reporter.write_line(f"{sum(counts)} {counted}; {verdict}.")
