@@ -15,8 +15,8 @@ from cyclopts import Parameter
 
 from bdr.cli.options import Common, Given, Key
 from bdr.cli.progress import transfer
-from bdr.cli.threads import in_daemon_thread
 from bdr.errors import BinaryStorageError, IoError, OperationError
+from bdr.threads import in_daemon_thread
 
 STDOUT = "-"
 # What steers a terminal: every control character but tab and the ends of lines.

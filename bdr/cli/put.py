@@ -12,8 +12,8 @@ from bdr.cli.options import Common, Given, Json
 from bdr.cli.output import JsonList, emit
 from bdr.cli.progress import transfer
 from bdr.cli.text import shown, size
-from bdr.cli.threads import in_daemon_thread
 from bdr.errors import BinaryStorageError, InvalidArgument, IoError
+from bdr.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

@@ -10,8 +10,8 @@ from bdr.cli.options import Given, Json, duration
 from bdr.cli.output import emit, emit_json, emit_table
 from bdr.cli.progress import waiting
 from bdr.cli.text import NOTHING, shown
-from bdr.cli.threads import in_daemon_thread
 from bdr.errors import CatalogAhead, CatalogNotMigrated, OperationError
+from bdr.threads import in_daemon_thread
 
 _LONGEST_ANSWER = 1024
 _DRIFTED = "The tables are not as the migrations made them; undo by hand what was changed by hand: {}"

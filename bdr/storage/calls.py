@@ -28,7 +28,7 @@ class Calls:
     def __init__(self, translated: Translator, *, concurrency: int, patience: timedelta) -> None:
         self.translated = translated
         self.slots = asyncio.Semaphore(concurrency)
-        self._patience = patience
+        self.patience = patience
         self._closed = False
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Calls:
         """The result of `call`, made again a few times, for less than a second in all, when it raises `passing`."""
         caller = stamina.AsyncRetryingCaller(
             attempts=_ATTEMPTS,
-            timeout=self._patience,
+            timeout=self.patience,
             wait_initial=_FIRST_WAIT,
             wait_max=_LONGEST_WAIT,
             wait_jitter=_FIRST_WAIT,

@@ -5,9 +5,15 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+from bdr.storage.patience import in_time
+from bdr.threads import in_daemon_thread
+
 Fsync = Callable[[int], None]
+Failures = dict[Path, OSError]
 
 
 def prepare_root(root: Path, *, fsync: Fsync = os.fsync) -> None:
@@ -39,26 +45,28 @@ class DirectorySync:
     """Syncs the folders between objects and the root, many callers in one round.
 
     Who asks while a round is running waits for the next one: the running round may have passed its folder before the
-    name was there.
+    name was there. A round that takes longer than `patience` is given up; its thread hangs in the mount.
 
     Attributes:
         marker: once set, this file must be there after every round. A share that was unmounted leaves an empty folder
             behind, into which writes go and in which deletes find nothing; both succeed.
     """
 
-    def __init__(self, root: Path, *, fsync: Fsync = os.fsync) -> None:
+    def __init__(self, root: Path, *, patience: timedelta = timedelta(minutes=1), fsync: Fsync = os.fsync) -> None:
         self.marker: Path | None = None
         self._root = root
+        self._patience = patience
         self._fsync = fsync
         self._due: set[Path] = set()
-        self._running: asyncio.Task[dict[Path, OSError]] | None = None
-        self._next: asyncio.Task[dict[Path, OSError]] | None = None
+        self._running: asyncio.Task[Failures] | None = None
+        self._next: asyncio.Task[Failures] | None = None
+        self._thread: asyncio.Task[Failures] | None = None
 
     async def sync(self, path: str) -> None:
         """Return when every folder from the root down to the object at `path` is durable.
 
         Raises:
-            OSError: FileNotFoundError when a folder is not there; ENODEV when the marker is gone.
+            OSError: FileNotFoundError when a folder is not there; ENODEV when the marker is gone; ETIMEDOUT.
         """
         chain = self._folders_of(path)
         self._due.update(chain)
@@ -74,15 +82,22 @@ class DirectorySync:
         depth = path.count("/") + 1
         return list((self._root / path).parents)[:depth]
 
-    async def _round(self, previous: asyncio.Task[dict[Path, OSError]] | None) -> dict[Path, OSError]:
+    async def _round(self, previous: asyncio.Task[Failures] | None) -> Failures:
         if previous is not None:
             await asyncio.wait({previous})
         self._running, self._next = self._next, None
         due, self._due = self._due, set()
-        return await asyncio.to_thread(self._sync_all, due)
+        return await in_time(self._patience, self._in_thread(partial(self._sync_all, due)))
 
-    def _sync_all(self, folders: Iterable[Path]) -> dict[Path, OSError]:
-        failures: dict[Path, OSError] = {}
+    async def _in_thread(self, work: Callable[[], Failures]) -> Failures:
+        # One that hangs since an earlier round is waited for first: a mount that is silent holds one thread, not many.
+        if self._thread is not None:
+            await asyncio.wait({self._thread})
+        self._thread = asyncio.create_task(in_daemon_thread(work))
+        return await asyncio.shield(self._thread)
+
+    def _sync_all(self, folders: Iterable[Path]) -> Failures:
+        failures: Failures = {}
         for folder in folders:
             try:
                 sync_folder(folder, self._fsync)

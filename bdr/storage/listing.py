@@ -1,6 +1,5 @@
 """What lies below a folder of a storage, streamed: whole, or an error."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
@@ -9,7 +8,9 @@ from pathlib import Path
 from opendal import AsyncOperator
 
 from bdr.storage.calls import Calls
+from bdr.storage.patience import in_time
 from bdr.storage.protocol import ListedObject
+from bdr.threads import in_daemon_thread
 
 _BATCH = 1000
 
@@ -39,7 +40,7 @@ async def listed_folder(root: Path, calls: Calls, folder: str, *, recursive: boo
         async with calls.slots:
             with calls.translated("list", folder):
                 calls.check()
-                batch = await asyncio.to_thread(lambda: list(islice(found, _BATCH)))
+                batch = await in_time(calls.patience, in_daemon_thread(lambda: list(islice(found, _BATCH))))
         for one in batch:
             yield one
         if len(batch) < _BATCH:

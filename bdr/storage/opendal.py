@@ -18,6 +18,7 @@ from bdr.errors import (
     StorageUnavailable,
 )
 from bdr.settings import BinaryStorageConfig
+from bdr.settings.secrets import without_secrets
 from bdr.storage.calls import Calls
 from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
@@ -25,11 +26,13 @@ from bdr.storage.moving import copied
 from bdr.storage.operator import built_operator, prepared_folders
 from bdr.storage.options import PART_SIZE, service_options
 from bdr.storage.paths import MARKER_PATH, checked_path
+from bdr.storage.patience import in_time
 from bdr.storage.pieces import SMALLEST_PIECE, as_bytes, pieces_of
 from bdr.storage.protocol import ListedObject, ObjectMetadata, StorageMarker, StoredObject
 from bdr.storage.translate import Translator
 from bdr.storage.undoing import Undoing
 from bdr.storage.writer import StreamWriter
+from bdr.threads import in_daemon_thread
 
 # Two already keep an upload busy; each more costs its 8 MiB.
 _PARTS_AT_ONCE = 2
@@ -43,8 +46,15 @@ async def open_storage(config: BinaryStorageConfig, *, name: str) -> "OpenDalSto
     Raises:
         ConfigError: an option is unknown, missing or wrong, or the service cannot write.
         PermissionDenied: the root's folder may not be created.
+        StorageUnavailable: the file system that the root is in does not answer.
     """
-    return await asyncio.to_thread(OpenDalStorage, config, name=name)
+    try:
+        return await in_time(config.timeout, in_daemon_thread(partial(OpenDalStorage, config, name=name)))
+    except TimeoutError as error:
+        raise StorageUnavailable(
+            f"could not open storage {name!r} at {without_secrets(config.root)}: {error.strerror} "
+            "(check that it is mounted and answers)"
+        ) from error
 
 
 class OpenDalStorage:
@@ -53,7 +63,7 @@ class OpenDalStorage:
     def __init__(self, config: BinaryStorageConfig, *, name: str) -> None:
         self._service = service_options(config)
         self._translated = Translator(name, self._service.location, local=self._service.scheme == "fs")
-        self._folders = prepared_folders(self._service, self._translated)
+        self._folders = prepared_folders(self._service, config, self._translated)
         self._operator = built_operator(self._service, config, self._translated)
         self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
         self._undoing = Undoing(self.delete, self._translated, patience=config.io_timeout)

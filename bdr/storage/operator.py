@@ -27,11 +27,13 @@ def built_operator(service: ServiceOptions, config: BinaryStorageConfig, transla
     return operator
 
 
-def prepared_folders(service: ServiceOptions, translated: Translator) -> DirectorySync | None:
+def prepared_folders(
+    service: ServiceOptions, config: BinaryStorageConfig, translated: Translator
+) -> DirectorySync | None:
     """For a file system: its root, created where missing, and what makes names below it durable."""
     if service.scheme != "fs":
         return None
     root = Path(service.options["root"])
     with translated("open"):
         prepare_root(root)
-    return DirectorySync(root)
+    return DirectorySync(root, patience=config.io_timeout)

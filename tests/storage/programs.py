@@ -55,3 +55,41 @@ async def main():
     await storage.close()
 asyncio.run(main())
 """
+# A mount whose server has gone silent: whoever asks it for a folder never comes back.
+SILENT = """
+import threading
+from bdr.errors import StorageUnavailable
+
+silent = threading.Event()
+opened = os.open
+
+def open_file(path, flags, *more, **named):
+    if flags & os.O_DIRECTORY:
+        silent.wait()
+    return opened(path, flags, *more, **named)
+
+def scan(path):
+    silent.wait()
+
+async def chunks():
+    yield bytes(9 << 20)
+
+async def main():
+    given = {"storage_type": "fs", "timeout": "1s", "io_timeout": "1s"}
+    storage = await open_storage(BinaryStorageConfig(root=sys.argv[1], **given), name="main")
+    os.open, os.scandir = open_file, scan
+    for call in (
+        storage.store("ab/one", b"data"),
+        storage.store_stream("ab/many", chunks()),
+        storage.delete("ab/one"),
+        anext(aiter(storage.list_objects())),
+        open_storage(BinaryStorageConfig(root=sys.argv[2], **given), name="other"),
+    ):
+        try:
+            await call
+        except StorageUnavailable as error:
+            print(error)
+    await storage.close()
+    print(sum(thread.daemon for thread in threading.enumerate()))
+asyncio.run(main())
+"""

@@ -5,6 +5,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from bdr.errors import StorageUnavailable
 from bdr.storage import OpenDalStorage, StorageMarker
 from bdr.storage.durable import DirectorySync, prepare_root
 from tests.storage.conftest import MakeStorage
-from tests.storage.helpers import root_of
+from tests.storage.helpers import root_of, run_python
+from tests.storage.programs import SILENT
 
 
 class CountingSync:
@@ -82,6 +84,33 @@ async def test_who_gives_up_does_not_take_the_round_away(tmp_path: Path, fsync: 
     await patient
     assert impatient.cancelled()
     assert fsync.synced == [tmp_path]
+
+
+async def test_a_round_that_hangs_is_given_up_and_no_second_one_hangs_beside_it(
+    tmp_path: Path, fsync: CountingSync
+) -> None:
+    folders = DirectorySync(tmp_path, patience=timedelta(seconds=0.2), fsync=fsync)
+    fsync.go_on.clear()
+    for name in ("one", "two"):
+        with pytest.raises(TimeoutError, match="no answer within 200ms"):
+            await folders.sync(name)
+    await asyncio.to_thread(fsync.entered.wait, 20)
+    assert fsync.synced == [tmp_path]
+    fsync.go_on.set()
+    folders._patience = timedelta(minutes=1)
+    await folders.sync("three")
+    assert fsync.synced == [tmp_path, tmp_path]
+
+
+async def test_a_mount_that_falls_silent_keeps_nobody_waiting_and_no_process_from_ending(tmp_path: Path) -> None:
+    code, output, errors = await run_python(SILENT, str(tmp_path / "main"), str(tmp_path / "other" / "new"))
+    assert (code, errors.count("\n")) == (0, 1)
+    assert errors.startswith("a failed upload to ab/many")
+    *refused, hanging = output.splitlines()
+    assert len(refused) == 5
+    assert all("(check that it" in line for line in refused), output
+    # The syncs of a storage share one; a listing and an opening have one each.
+    assert hanging == "3"
 
 
 async def test_a_failed_sync_fails_those_whose_folder_it_was(tmp_path: Path) -> None:
