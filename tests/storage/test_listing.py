@@ -89,11 +89,11 @@ async def test_a_listing_that_breaks_off_is_an_error(
     endpoint = {"endpoint": f"http://{through.host}:{through.port}"}
     storage = await opened(config.model_copy(update={"config": config.config | endpoint}))
     listing = aiter(storage.list_objects("ab"))
-    first_page = [await anext(listing) for _ in range(1000)]
+    await anext(listing)
     through.stop()
+    # What is left of the first page comes; how much that is, the server decides.
     with pytest.raises(StorageUnavailable, match="could not list ab/"):
-        await anext(listing)
-    assert len({one.path for one in first_page}) == 1000
+        [one async for one in listing]
 
 
 async def test_a_missing_bucket_and_a_missing_root_are_errors_and_not_empty(
