@@ -124,18 +124,6 @@ def cut_after(proxy: TcpProxy, statement: bytes) -> None:
     proxy.on_client_data(look)
 
 
-def cut_at(proxy: TcpProxy, message: int) -> None:
-    left = message
-
-    def look(_: bytes) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            proxy.cut()
-
-    proxy.on_client_data(look)
-
-
 # What works
 
 
@@ -316,7 +304,7 @@ async def test_a_first_connection_lost_at_any_of_its_messages_is_unavailable(
     between = await proxy("127.0.0.1", postgres.port)
     url = counter_url.replace(f":{postgres.port}/", f":{between.port}/") + "?sslmode=disable"
     for message in count(1):
-        cut_at(between, message)
+        between.cut_at(message)
         try:
             await read(open_database(url))
         except CatalogUnavailable:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +23,13 @@ from bdr.catalog.tables import metadata
 from bdr.errors import Busy, CatalogAhead, CatalogNotMigrated, CatalogUnavailable, ConfigError, InvalidArgument
 from bdr.settings import DatabaseConfig
 from tests.fixtures.postgres import PostgresServer
+from tests.fixtures.proxy import LOOPBACK, MakeProxy
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DEPLOYER_LOCK: Final = 0x6264725F6D696772
 # The revision that made the audit views, which are dropped first of what takes a lock.
 VIEWS: Final = "12d8752c84d7"
+NEWEST: Final = migrate.heads()[0]
 
 # Everything that a migration can get wrong: columns, constraints, indexes, storage options and comments.
 SCHEMA_SQL: Final = """
@@ -237,6 +240,23 @@ async def test_each_wrong_database_is_told_apart(
         await migrate.upgrade("postgresql://postgres@127.0.0.1:1/x")
     with pytest.raises(ConfigError, match="begin with"):
         await migrate.upgrade("mysql://localhost/x")
+
+
+@pytest.mark.parametrize("revision", ["head", NEWEST])
+async def test_a_connection_lost_at_any_of_its_messages_is_unavailable(
+    postgres: PostgresServer, database_url: str, proxy: MakeProxy, revision: str
+) -> None:
+    between = await proxy(LOOPBACK, postgres.port)
+    url = database_url.replace(f":{postgres.port}/", f":{between.port}/") + "?sslmode=disable"
+    for message in count(1):
+        between.cut_at(message)
+        try:
+            await migrate.upgrade(url, revision)
+        except CatalogUnavailable:
+            continue
+        break
+    # The password, the settings, what SQLAlchemy asks, and what we ask.
+    assert message > 5
 
 
 async def test_an_older_catalog_is_told_from_a_newer_one(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
