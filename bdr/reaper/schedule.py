@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from bdr.errors import BinaryStorageError, InstanceClosed
@@ -19,7 +20,7 @@ _JOB = "reap"
 
 
 class ReaperSchedule:
-    """Runs passes every `interval` until it is stopped, never two at once.
+    """Runs passes every `interval` until it is stopped, never two at once: after one that took longer, at once.
 
     A pass that fails, because the database is away for instance, is tried again after a while that doubles with each
     failure up to `backoff_max`; a storage that is away is the pass's own affair. Each start and interval is jittered,
@@ -41,6 +42,7 @@ class ReaperSchedule:
         self._backoff_max = backoff_max
         self._drain_timeout = drain_timeout
         self._failures = 0
+        self._due = datetime.now(UTC)
         self._stopping = False
         self._stopped = asyncio.Lock()
         self._given_up = False
@@ -67,6 +69,7 @@ class ReaperSchedule:
             misfire_grace_time=None,
             next_run_time=_soon(min(self._interval / 10, timedelta(seconds=10))),
         )
+        self._scheduler.add_listener(self._schedule_next, EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
         self._scheduler.start()
 
     async def stop(self) -> None:
@@ -100,6 +103,9 @@ class ReaperSchedule:
         if self._stopping:
             return
         self._tick_under_way = asyncio.current_task()
+        # None comes due while one is under way: APScheduler would skip it, and warn of that each time.
+        self._due = self._scheduler.get_job(_JOB).next_run_time
+        self._scheduler.pause_job(_JOB)
         self._pass = asyncio.ensure_future(self._run(lambda: self._stopping))
         await asyncio.wait({self._pass})
         if self._pass.cancelled():
@@ -114,6 +120,11 @@ class ReaperSchedule:
         else:
             self._failures = 0
 
+    def _schedule_next(self, _event: JobExecutionEvent) -> None:
+        # By now APScheduler has counted the last one as ended; within `_tick` it has not, and would skip the next.
+        if self.is_running:
+            self._scheduler.modify_job(_JOB, next_run_time=max(self._due, datetime.now(UTC)))
+
     def _give_up(self, error: InstanceClosed) -> None:
         if not self._stopping:
             logger.error("The reaper stops: %s", error)
@@ -125,7 +136,7 @@ class ReaperSchedule:
         doubled = self._backoff.total_seconds() * 2 ** min(self._failures - 1, 20)
         delay = timedelta(seconds=min(doubled, self._backoff_max.total_seconds()))
         logger.warning("A reap failed and is tried again in %s: %s", delay, error)
-        self._scheduler.modify_job(_JOB, next_run_time=_soon(delay / 4, least=delay * 3 / 4))
+        self._due = _soon(delay / 4, least=delay * 3 / 4)
 
 
 def _soon(spread: timedelta, least: timedelta = timedelta(0)) -> datetime:
