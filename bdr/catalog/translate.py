@@ -79,7 +79,8 @@ def translated(where: str = "The database") -> Iterator[None]:
     except BinaryStorageError:
         raise
     except PoolTimeout as error:
-        raise Busy(f"No connection to {where} became free in time; raise the pool's size or wait longer.") from error
+        # Only of a session given as `connection=`: bdr's own pool is never asked for more than it has.
+        raise Busy(f"The caller's own pool has no connection to {where} left; make it larger or wait.") from error
     except asyncpg.ClientConfigurationError as error:
         raise ConfigError(f"The database URL {where} cannot be used: {error}") from error
     except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

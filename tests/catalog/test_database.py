@@ -653,6 +653,15 @@ async def test_a_callers_connection_is_joined_and_its_errors_are_translated(coun
     assert await count_at(counter_url) == 1
 
 
+async def test_a_callers_session_whose_pool_is_used_up_is_told_so(counter_url: str) -> None:
+    url = counter_url.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    async with engine.connect(), AsyncSession(engine) as session:
+        with pytest.raises(Busy, match="The caller's own pool has no connection"):
+            await as_connection(session)
+    await engine.dispose()
+
+
 async def test_a_connection_without_a_transaction_cannot_be_joined(counter_url: str) -> None:
     url = counter_url.replace("postgresql://", "postgresql+asyncpg://")
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
