@@ -4,13 +4,13 @@ import asyncio
 import gc
 import uuid
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 import bdr
 from bdr import BinaryDataLifecycleManager
-from bdr.manager.cache import ByteCache
+from bdr.manager.cache import OVERHEAD, ByteCache, Kept
 from tests.fixtures.engines import Connect
 from tests.fixtures.storages import MakeStorageConfig, RedisServer
 from tests.manager.conftest import ConnectRedis
@@ -78,7 +78,7 @@ async def test_tiny_entries_weigh_what_they_cost() -> None:
     for _ in range(1000):
         cache.put(uuid.uuid4(), b"")
     assert 0 < cache.weight <= 100_000
-    assert cache._entries.count() < 500
+    assert len(cache._kept) < 500
 
 
 async def test_what_is_used_often_survives_a_scan() -> None:
@@ -93,6 +93,76 @@ async def test_what_is_used_often_survives_a_scan() -> None:
         await cache.get(uuid.uuid4(), 1000, load)
     for blob_id in often:
         assert await cache.get(blob_id, 1000, never) == bytes(1000)
+
+
+def test_what_nobody_asks_for_any_more_goes_however_often_it_was_used() -> None:
+    kept: Kept[int] = Kept(50 * (1000 + OVERHEAD))
+    popular, later = ([uuid.uuid4() for _ in range(50)] for _ in range(2))
+    for step in range(50_000):
+        read(kept, popular[step % 50], 1000)
+    passes = 0
+    while any(blob_id in kept._entries for blob_id in popular):
+        passes += 1
+        assert passes < 4
+        for blob_id in later:
+            read(kept, blob_id, 1000)
+    assert all(kept.get(blob_id) for blob_id in later)
+
+
+def test_a_large_file_pushes_out_small_ones_only_if_it_is_used_more() -> None:
+    kept: Kept[int] = Kept(1000 * (1000 + OVERHEAD))
+    small, large = [uuid.uuid4() for _ in range(1000)], uuid.uuid4()
+    for blob_id in small:
+        kept.put(blob_id, 1, 1000)
+    read(kept, large, MiB)
+    assert large not in kept._entries
+    assert len(kept) == 1000
+    other: Kept[int] = Kept(2 * MiB)
+    for blob_id in (large, *(uuid.uuid4() for _ in range(2))):
+        for _ in range(3 if blob_id == large else 1):
+            read(other, blob_id, MiB - OVERHEAD if blob_id == large else MiB // 2)
+    assert large in other._entries
+
+
+def test_files_that_are_read_soon_after_each_other_are_kept_although_others_were_used_more_before() -> None:
+    """As in workflows: a file is read a few times soon, and never again."""
+    kept: Kept[int] = Kept(150 * (1000 + OVERHEAD))
+    before: list[uuid.UUID] = []
+    hits = 0
+    for _ in range(2000):
+        before = [*before[-40:], uuid.uuid4()]
+        hits += sum(read(kept, blob_id, 1000) for blob_id in (before[-1], before[len(before) // 2], before[0]))
+    assert hits > 0.9 * 2 * 2000
+
+
+def test_one_entry_is_let_go_without_a_look_at_all_those_that_were_used_again() -> None:
+    kept: Kept[int] = Kept(10_000 * (1000 + OVERHEAD))
+    every = [uuid.uuid4() for _ in range(10_000)]
+    for blob_id in every * 2:
+        read(kept, blob_id, 1000)
+    looked_at = Looked(kept._entries)
+    kept._entries = looked_at
+    kept.put(uuid.uuid4(), 1, 1000)
+    assert len(kept) == 10_000
+    assert looked_at.times <= 64
+
+
+class Looked(dict[uuid.UUID, Any]):
+    """A dictionary that counts how often something was looked up."""
+
+    times = 0
+
+    def __getitem__(self, key: uuid.UUID) -> Any:
+        self.times += 1
+        return super().__getitem__(key)
+
+
+def read(kept: Kept[int], blob_id: uuid.UUID, size: int) -> bool:
+    """Whether it was kept; from now on it is, if it is worth it."""
+    found = kept.get(blob_id) is not None
+    if not found:
+        kept.put(blob_id, 1, size)
+    return found
 
 
 async def test_a_capacity_of_zero_turns_it_off(connect: Connect) -> None:
