@@ -63,7 +63,8 @@ class Kept(Generic[V]):
         entry = self._entries.get(blob_id)
         if entry is None:
             return None
-        entry.uses = min(entry.uses + 1, _MOST_USES)
+        if entry.uses < _MOST_USES:
+            entry.uses += 1
         entry.rank = self._base + entry.uses * entry.worth
         return entry.value
 
