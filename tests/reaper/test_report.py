@@ -4,11 +4,12 @@ import asyncio
 import logging
 import time
 import tracemalloc
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig, OperationProgress, OperationsConfig, ReaperConfig
@@ -255,3 +256,22 @@ async def test_what_expired_at_one_moment_is_reaped_in_one_pass_of_many_batches(
         binary, "UPDATE bdr.binary_data_reference SET created_at = '2020-01-01', last_access_at = '2020-01-01'"
     )
     assert (await binary.reap()).references == 7
+
+
+async def test_each_batch_goes_on_where_the_last_one_ended_and_reads_nothing_before_that_again(
+    connect: Connect,
+) -> None:
+    binary = await connect(reaper=ReaperConfig(batch_size=2))
+    await expired(binary, 7)
+    since: list[datetime | None] = []
+
+    def note(_connection: object, _cursor: object, statement: str, values: Sequence[object], *_: object) -> None:
+        if "FOR UPDATE OF binary_data_reference, blob SKIP LOCKED" in statement:
+            since.append(next((value for value in values if isinstance(value, datetime)), None))
+
+    event.listen(binary.engine.database._engine.sync_engine, "before_cursor_execute", note)
+    assert (await binary.reap()).references == 7
+    first, *others = since
+    assert first is None
+    assert len(others) == 3
+    assert others == sorted(one for one in others if one is not None)

@@ -106,6 +106,7 @@ async def test_a_mount_that_falls_silent_keeps_nobody_waiting_and_no_process_fro
     code, output, errors = await run_python(SILENT, str(tmp_path / "main"), str(tmp_path / "other" / "new"))
     assert (code, errors.count("\n")) == (0, 1)
     assert errors.startswith("a failed upload to ab/many")
+    assert errors.endswith("is not undone yet: the storage did not do it in 0:00:01\n")
     *refused, hanging = output.splitlines()
     assert len(refused) == 5
     assert all("(check that it" in line for line in refused), output
