@@ -19,9 +19,8 @@ def configure(level: str) -> None:
     root.setLevel(logging.WARNING)
     for name in ("bdr", "alembic"):
         logging.getLogger(name).setLevel(level.upper())
-    # They announce each retry without saying of what, and each pass that another one is still in the way of.
-    for name in ("stamina", "apscheduler"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # It announces each retry without saying of what; the last failure is bdr's to tell.
+    logging.getLogger("stamina").setLevel(logging.ERROR)
 
 
 class _OneLine(logging.Formatter):
