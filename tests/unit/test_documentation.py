@@ -1,11 +1,12 @@
-"""What the README says of the settings is what the settings are."""
+"""What the README says of the settings is what the settings are, and every test that a page names is there."""
 
 import re
 from pathlib import Path
 
 from bdr.settings import describe_settings, load_settings
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 # Their defaults depend on the machine, or say what None does.
 TOLD_IN_WORDS = {"database_url", "data_dir", "migrate_on_start", "instance.name"}
 
@@ -27,3 +28,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
         if name not in TOLD_IN_WORDS and value != (told[name] or "unset")
     }
     assert wrong == {}
+
+
+def test_every_test_that_the_reliability_page_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/reliability.md").read_text())
+    assert len(named) > 50
+    there = {file: re.findall(r"^(?:async )?def (\w+)", (ROOT / file).read_text(), re.MULTILINE) for file, _ in named}
+    assert [f"{file}::{test}" for file, test in named if test not in there[file]] == []
