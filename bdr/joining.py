@@ -34,6 +34,7 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     manager = BinaryDataLifecycleManager(engine)
     stack.push_async_callback(manager.retrievals.cache.close)
     stack.push_async_callback(manager.counting.close)
+    stack.push_async_callback(manager.uploads.publishing.close)
     background = Background(manager)
     background.start()
     stack.push_async_callback(background.stop)

@@ -199,7 +199,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         self.engine.require_open()
         if is_file_key(key):
             counted = await self.counting.count(key, by)
-            # fail point: count.counted
+            # fail point: count.grouped
             if counted.before is not None:
                 return counted
         raise await absent(self.engine, key)

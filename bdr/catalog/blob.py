@@ -149,8 +149,13 @@ def _row(reservation: Reservation) -> Mapping[str, Any]:
     }
 
 
-RESERVE = insert(Blob).values(state=PENDING, next_attempt_at=_after("lease"))
-
+_PLACES = asked_for("asked", blob_id=Uuid(), storage_name=Text(), object_path=Text(), instance_id=Uuid())
+_PENDING: dict[str, Any] = {
+    **{column.name: column for column in _PLACES.c},
+    "state": literal_column(f"'{PENDING}'"),
+    "next_attempt_at": _after("lease"),
+}
+RESERVE = insert(Blob).from_select(list(_PENDING), select(*_PENDING.values()).select_from(_PLACES))
 # Rows in key order: a renewal and a reaper's claim, or two renewals, never wait for each other in a circle.
 _RENEWED = (
     select(Blob.blob_id)
@@ -253,7 +258,13 @@ HAND_BACK = (
 
 async def reserve(connection: AsyncConnection, reservations: Sequence[Reservation], lease: timedelta) -> None:
     """Insert `pending` rows that belong to their uploads for `lease`."""
-    await connection.execute(RESERVE, [{**_row(one), "lease": lease} for one in reservations])
+    await connection.execute(RESERVE, places(reservations, lease))
+
+
+def places(reservations: Sequence[Reservation], lease: timedelta) -> dict[str, Any]:
+    """What RESERVE takes: an array for each column."""
+    columns = {f"asked_{name}": [getattr(one, name) for one in reservations] for name in Reservation.__slots__}
+    return columns | {"lease": lease}
 
 
 async def renew(connection: AsyncConnection, blob_ids: Sequence[uuid.UUID], lease: timedelta) -> set[uuid.UUID]:

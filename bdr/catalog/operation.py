@@ -118,7 +118,8 @@ _INSERT = insert(Operation).values(started_at=_THEN - bindparam("elapsed", type_
 _ENDED = _INSERT.values(finished_at=_THEN)
 
 
-def _upsert(statement: Any) -> Any:
+def over_running(statement: Any) -> Any:
+    """The insert of a record, over its own `running` row if there is one."""
     new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[Operation.operation_id],
@@ -137,8 +138,8 @@ def _upsert(statement: Any) -> Any:
     )
 
 
-WRITE_ENDED = _upsert(_ENDED)
-WRITE_RUNNING = _upsert(_INSERT.values(finished_at=null()))
+WRITE_ENDED = over_running(_ENDED)
+WRITE_RUNNING = over_running(_INSERT.values(finished_at=null()))
 
 
 def _prune(condition: Any) -> Any:

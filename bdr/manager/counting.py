@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from bdr.catalog.count import Change, Counted, count_by_itself
 from bdr.catalog.database import Database
 from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
-from bdr.manager.grouping import Ask, Groups, mark_sent
+from bdr.manager.grouping import Ask, Groups, breaking_off, mark_sent
 
 _MISSING = Counted(None, None, None)
 # For these it is no use to try each by itself.
@@ -53,8 +53,6 @@ class Counting:
             await asyncio.wait(self._tasks)
 
     async def _commit(self, asks: _Asks) -> None:
-        if not asks:
-            return
         try:
             found = await self._send(asks, skip_locked=True)
         except BinaryStorageError as error:
@@ -89,7 +87,8 @@ class Counting:
             async with self._free_lanes:
                 while self._lanes[key]:
                     asks, self._lanes[key] = self._lanes[key], []
-                    await self._wait_and_commit([ask for ask in asks if not ask.is_over])
+                    with breaking_off(asks):
+                        await self._wait_and_commit([ask for ask in asks if not ask.is_over])
         finally:
             del self._lanes[key]
 

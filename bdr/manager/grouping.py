@@ -6,7 +6,8 @@ caller, who is told that the outcome is unknown.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from bdr.errors import BinaryStorageError, OutcomeUnknown
@@ -24,7 +25,7 @@ class Ask(Generic[Item, Answer]):
 
     __slots__ = ("_answer", "_key", "_what", "item", "sent")
 
-    def __init__(self, item: Item, key: str, what: str) -> None:
+    def __init__(self, item: Item, key: str | None, what: str) -> None:
         self.item = item
         self.sent = False
         self._key = key
@@ -49,17 +50,26 @@ class Ask(Generic[Item, Answer]):
         own.__cause__ = error.__cause__ if isinstance(error, OutcomeUnknown) else error
         self._answer.set_exception(own)
 
+    def break_off(self, error: BaseException) -> None:
+        """End the wait for an answer that will not come: by a mistake in what should give it, or a loop that ends."""
+        if self._answer.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self._answer.cancel()
+        else:
+            self._answer.set_exception(error)
+
     async def answered(self) -> Answer:
-        """Wait for the answer; OutcomeUnknown when the caller is cancelled and it was sent."""
+        """Wait for the answer; OutcomeUnknown when the caller is cancelled and what has a key was sent."""
         try:
             return await self._answer
         except asyncio.CancelledError as cancelled:
-            if self.sent:
+            if self.sent and self._key is not None:
                 raise self._unknown() from cancelled
             raise
 
     def _unknown(self) -> OutcomeUnknown:
-        return OutcomeUnknown([self._key], self._what)
+        return OutcomeUnknown([] if self._key is None else [self._key], self._what)
 
 
 Commit = Callable[[list[Ask[Item, Answer]]], Awaitable[None]]
@@ -94,9 +104,23 @@ class Groups(Generic[Item, Answer]):
         try:
             while self._gathered:
                 group, self._gathered = self._gathered[: self._largest], self._gathered[self._largest :]
-                await self._commit([ask for ask in group if not ask.is_over])
+                if wanted := [ask for ask in group if not ask.is_over]:
+                    with breaking_off(wanted):
+                        await self._commit(wanted)
         finally:
             self._sending = None
+
+
+@contextmanager
+def breaking_off(asks: Sequence[Ask[Item, Answer]]) -> Iterator[None]:
+    """Nobody waits for ever: what goes wrong inside ends all waits, and is raised to whoever asked."""
+    try:
+        yield
+    except BaseException as error:
+        for ask in asks:
+            ask.break_off(error)
+        if not isinstance(error, Exception):
+            raise
 
 
 def mark_sent(asks: Sequence[Ask[Item, Answer]], *, sent: bool = True) -> None:

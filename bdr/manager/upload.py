@@ -16,11 +16,13 @@ from bdr.catalog import blob, operation, reference
 from bdr.catalog.blob import PENDING, Reservation
 from bdr.catalog.database import translated
 from bdr.catalog.operation import Record
+from bdr.catalog.publication import Publication
 from bdr.catalog.turns import ahead
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OperationError, OutcomeUnknown, TransactionConflict
 from bdr.keys import new_id, object_path
 from bdr.manager.engine import Engine
 from bdr.manager.operations import RunningOperation, status_of, text_of
+from bdr.manager.publishing import Publishing
 from bdr.progress import OperationStatus
 from bdr.storage.protocol import BinaryDataStorage, StoredObject
 
@@ -64,6 +66,7 @@ class Uploads:
         self._lease = engine.settings.upload.lease
         self._grace = engine.settings.reaper.write_grace
         self._under_way: dict[uuid.UUID, Upload] = {}
+        self.publishing = Publishing(engine.database, self._lease)
 
     async def run(
         self,
@@ -127,13 +130,7 @@ class Uploads:
         reservation = Reservation(blob_id, name, object_path(blob_id), self._engine.instance_id)
         # As long as nothing is written, nothing can land late.
         upload = Upload(reservation, file_key, grace=timedelta(0), renewed_at=time.monotonic())
-        try:
-            await self._engine.database.write(lambda own: blob.reserve(own, [reservation], self._lease))
-        except OutcomeUnknown as error:
-            # If the row is there it stands for nothing, and goes when its deadline has passed.
-            raise CatalogUnavailable(
-                "The connection to the database was lost before anything was written; nothing was stored."
-            ) from error
+        await self.publishing.reserve(reservation)
         return upload
 
     async def _publish(
@@ -144,25 +141,17 @@ class Uploads:
         running: RunningOperation,
         connection: AsyncConnection | None,
     ) -> None:
-        async def work(own: AsyncConnection) -> None:
-            if not await blob.publish(own, upload.reservation.blob_id, stored.size, stored.checksum):
-                raise OperationError(
-                    f"The upload took longer than its deadline ({self._lease}) and a reaper has claimed it; store the "
-                    "file again, or configure a longer upload lease."
-                )
-            # fail point: store.live
-            await reference.create(own, row)
-            # fail point: store.referenced
-            record = running.record(OperationStatus.SUCCEEDED)
-            await operation.write_ended(own, [record])
-            # fail point: store.recorded
-
+        record = running.record(OperationStatus.SUCCEEDED)
         if connection is None:
-            with ahead():
-                await self._engine.database.transaction(work, keys=[upload.file_key], what="Storing")
+            published = await self.publishing.publish(Publication(row, stored.size, stored.checksum, record))
         else:
             with translated():
-                await work(connection)
+                published = await _publish_in(connection, row, stored, record)
+        if not published:
+            raise OperationError(
+                f"The upload took longer than its deadline ({self._lease}) and a reaper has claimed it; store the file "
+                "again, or configure a longer upload lease."
+            )
 
     async def _is_published(self, upload: Upload, error: BaseException, running: RunningOperation) -> bool:
         """Whether an upload that ended with `error` is there all the same, and its caller still waits for the key.
@@ -235,6 +224,18 @@ async def _lock(upload: Upload, connection: AsyncConnection) -> None:
             "The transaction's snapshot is older than this upload, so it could never publish it: at REPEATABLE READ "
             "and SERIALIZABLE let store_data be the transaction's first statement, or store before it."
         )
+
+
+async def _publish_in(connection: AsyncConnection, row: dict[str, Any], stored: StoredObject, record: Record) -> bool:
+    """Publish in a caller's transaction; False when a reaper has claimed the row."""
+    if not await blob.publish(connection, row["blob_id"], stored.size, stored.checksum):
+        return False
+    # fail point: store.live
+    await reference.create(connection, row)
+    # fail point: store.referenced
+    await operation.write_ended(connection, [record])
+    # fail point: store.recorded
+    return True
 
 
 def _when_unpublished(error: BaseException) -> BaseException:

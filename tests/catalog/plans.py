@@ -114,6 +114,12 @@ def _literal(value: Any) -> str:
     if isinstance(value, timedelta):
         return f"'{value.total_seconds()} s'"
     if isinstance(value, list):
-        return "'{" + ",".join(f'"{one}"' for one in value) + "}'"
+        return "'{" + ",".join(map(_element, value)) + "}'"
     quoted = str(value).replace("'", "''")
     return f"'{quoted}'"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    return f'"\\\\x{value.hex()}"' if isinstance(value, bytes) else f'"{value}"'

@@ -17,10 +17,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
-from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, reference, storage
+from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, publication, reference, storage
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.count import Change
 from bdr.catalog.operation import Record
+from bdr.catalog.publication import Publication
+from bdr.catalog.reference import Reference
 from tests.catalog import filled
 from tests.catalog.plans import MODES, Plan, Sent, plan_of, sent_by
 from tests.fixtures.postgres import PostgresServer
@@ -129,6 +131,15 @@ def failed() -> list[FailedDelete]:
     return [FailedDelete(one, "permission denied") for one in claimed()]
 
 
+async def publish_many(connection: AsyncConnection) -> None:
+    pending = range(filled.LIVE + 1, filled.LIVE + 2 * BATCH, 2)
+    absent = dict.fromkeys(Reference.__table__.c.keys())
+    rows = [absent | new_reference() | {"file_key": f"new{one}", "blob_id": filled.blob(one)} for one in pending]
+    many = [Publication(row, 1, bytes(32), record("succeeded")) for row in rows]
+    values = publication.parameters(many)
+    await connection.exec_driver_sql(publication.PUBLISH_MANY.sql, tuple(publication.PUBLISH_MANY.arguments(values)))
+
+
 async def count_free(connection: AsyncConnection) -> None:
     changes = {key: Change(1, -1) for key in keys(5001)}
     prepared = count.PREPARED[True]
@@ -141,7 +152,7 @@ def record(status: str) -> Record:
 
 def new_reference() -> dict[str, Any]:
     row = {"file_key": "new", "blob_id": filled.blob(5), "namespace": "default", "mime_kind": "a/b", "file_size": 1000}
-    return row | {"labels": {}, "zero_ref_retention": LEASE, "max_retention": None}
+    return row | {"labels": {}, "zero_ref_retention": LEASE, "max_retention": None, "held_at_max_retention": "keep"}
 
 
 async def remove(connection: AsyncConnection) -> None:
@@ -211,6 +222,7 @@ GUARDS: Final = [
     Guard("hand_back", lambda own: blob.hand_back(own, failed(), LEASE), {"HAND_BACK": {BLOB_KEY}}),
     Guard("register", lambda own: count.register(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
     Guard("release", lambda own: count.release(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
+    Guard("publish_many", publish_many, {"publish_many": {BLOB_KEY}}),
     Guard("count_free", count_free, {"count_free": {REFERENCE_KEY}}),
     Guard("touch", lambda own: count.touch(own, keys(5001)), {"TOUCH": {REFERENCE_KEY}}),
     # Each its own: what another has changed and rolled back would be met in the indexes.

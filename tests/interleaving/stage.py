@@ -53,7 +53,7 @@ class SteppedDatabase(Database):
     ) -> list[Any]:
         async def work(own: AsyncConnection) -> list[Any]:
             found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
-            return list(found.mappings())
+            return list(found.mappings()) if found.returns_rows else []
 
         return await self.write(work, keys, what)
 

@@ -128,7 +128,7 @@ FAMILIES = (
         [
             *product([store(), store_that_fails()], [claim_stranded(), sweep(), then(claim_stranded(), sweep())]),
         ],
-        200,
+        150,
     ),
     Family("reaped and read", IDLE, [(get("a"), then(claim(), sweep()))], 50),
     Family("a whole pass", replace(IDLE, apart=False), list(product([reap()], [register("a"), add("b", "x")])), 100),

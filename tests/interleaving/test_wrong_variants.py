@@ -4,13 +4,14 @@ They are those that were tried and given up before bdr was written, and mistakes
 """
 
 from collections.abc import Awaitable, Callable
+from copy import copy
 
 import pytest
-from sqlalchemy import bindparam, null, text, update
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import blob, expiry, reference
-from bdr.catalog.blob import LIVE, PENDING, Blob
+from bdr.catalog import blob, expiry, publication, reference
+from bdr.catalog.blob import PENDING, Blob
 from bdr.catalog.database import translated
 from bdr.catalog.reference import Reference
 from tests.fixtures.postgres import PostgresServer
@@ -120,8 +121,9 @@ async def test_a_count_that_is_read_and_written_back_is_lost(stage: Stage) -> No
 async def test_a_publish_that_does_not_ask_for_the_state_revives_a_blob(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = {"state": LIVE, "size": bindparam("bytes"), "checksum": bindparam("digest"), "next_attempt_at": null()}
-    monkeypatch.setattr(blob, "PUBLISH", update(Blob).where(Blob.blob_id == bindparam("id")).values(done))
+    wrong = copy(publication.PUBLISH_MANY)
+    wrong.sql = wrong.sql.replace("bdr.blob.state = 'pending'", "true")
+    monkeypatch.setattr(publication, "PUBLISH_MANY", wrong)
     assert await shows(stage, "G1: the object of new is not there", LATE, then(claim_stranded(), sweep()), store())
 
 

@@ -186,3 +186,29 @@ async def test_a_close_waits_for_what_was_asked_for_before(binary: Binary, datab
         await gate.open()
         await closing
     assert await asyncio.gather(*tasks) == [2, 3, 4, 5, 6]
+
+
+async def test_a_mistake_of_ours_is_raised_to_who_asked_and_keeps_nobody_waiting(
+    binary: Binary, caller: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, locked = await store_many(binary, 2)
+
+    async def mistaken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bdr.manager.counting.count_by_itself", mistaken)
+        assert await outcomes(*(binary.register_reference(free) for _ in range(3))) == [ZeroDivisionError] * 3
+    async with caller.begin() as own:
+        await own.execute(text(LOCK), {"key": locked})
+        waiting = asyncio.create_task(binary.register_reference(locked))
+        await until_waiting(binary)
+        monkeypatch.setattr("bdr.manager.counting.count_by_itself", mistaken)
+        later = asyncio.create_task(binary.register_reference(locked))
+    assert await outcomes(_done(waiting), _done(later)) == [2, ZeroDivisionError]
+    monkeypatch.undo()
+    assert await binary.register_reference(free) == 2
+
+
+async def _done(task: "asyncio.Task[int]") -> int:
+    return await task

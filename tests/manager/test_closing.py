@@ -89,6 +89,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "explain": (KEY,),
     "get_data": (KEY,),
     "get_details": (KEY,),
+    "get_held": ("node",),
     "get_holders": (KEY,),
     "get_metadata": (KEY,),
     "get_operation_progress": ("0193a6b2-7c00-7000-8000-000000000001",),
