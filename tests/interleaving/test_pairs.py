@@ -153,6 +153,8 @@ FAMILIES = (
 )
 
 
+# Thousands of orders; a busy machine takes its time.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 async def test_two_operations_come_to_what_one_after_the_other_would(
     stage: Stage, family: Family, record_property: Report

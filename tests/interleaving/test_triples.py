@@ -31,6 +31,8 @@ FAMILIES = (
 )
 
 
+# Thousands of orders; a busy machine takes its time.
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 async def test_three_operations_come_to_what_some_serial_order_would(
     stage: Stage, family: Family, record_property: Report
