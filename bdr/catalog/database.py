@@ -112,6 +112,12 @@ class Database:
                         raise OutcomeUnknown(keys, what) from error
                     raise
 
+    async def look_up(self, prepared: Prepared, values: Mapping[str, Any]) -> list[asyncpg.Record]:
+        """Run one statement that only reads, past SQLAlchemy, on a connection of the same pool."""
+        with translated(self.shown):
+            async with self._borrow_driver() as connection:
+                return list(await connection.fetch(prepared.sql, *prepared.arguments(values)))
+
     async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
         """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""
         self._closed = True

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -35,6 +36,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, in_order
 from bdr.catalog.blob import DELETING, LIVE, Blob
+from bdr.catalog.database import Database
+from bdr.catalog.prepared import Prepared
 
 # `timestamptz + interval` depends on the session's time zone, so a generated column may not use it; a sum made in UTC
 # does not.
@@ -153,8 +156,9 @@ RESOLVE = (
         Reference.ref_count,
     )
     .join_from(Reference, Blob, Reference.blob_id == Blob.blob_id)
-    .where(Reference.file_key == func.any(bindparam("keys")))
+    .where(Reference.file_key == func.any(bindparam("keys", type_=ARRAY(Text()))))
 )
+_RESOLVE = Prepared(RESOLVE)
 _DETAILS = select(*Reference.__table__.c, Blob.storage_name, Blob.object_path, Blob.checksum).join_from(
     Reference, Blob, Reference.blob_id == Blob.blob_id
 )
@@ -209,13 +213,10 @@ async def create(connection: AsyncConnection, row: dict[str, Any]) -> None:
     await connection.execute(_CREATE, row)
 
 
-async def resolve(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, Location]:
+async def resolve(database: Database, keys: Sequence[str]) -> dict[str, Location]:
     """Where the bytes of each key lie; keys without a reference are left out."""
-    found = await connection.execute(RESOLVE, {"keys": in_order(keys)})
-    return {
-        row.file_key: Location(row.blob_id, row.storage_name, row.object_path, row.size, row.checksum, row.ref_count)
-        for row in found
-    }
+    found = await database.look_up(_RESOLVE, {"keys": in_order(keys)})
+    return {row["file_key"]: Location(*(row[name] for name in Location.__slots__)) for row in found}
 
 
 async def details(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, AnyRow]:

@@ -22,14 +22,16 @@ async def stat(key: Key, /, *, as_json: Json = False, common: Given) -> None:
     """Show all that the catalog knows of a reference."""
     from bdr.keys import is_file_key
     from bdr.manager.description import as_details
-    from bdr.manager.retrieval import not_found
+    from bdr.manager.retrieval import absence, not_found
 
     async with catalog(common.settings()) as database, database.reading() as connection:
         from bdr.catalog import reference
 
-        found = await reference.details(connection, [key]) if is_file_key(key) else {}
-    if key not in found:
-        raise not_found(key)
+        if not is_file_key(key):
+            raise not_found(key)
+        found = await reference.details(connection, [key])
+        if key not in found:
+            raise await absence(connection, key)
     details = as_details(found[key])
     if as_json:
         emit_json(details.model_dump(mode="json"))

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from bdr.catalog import operation, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.reference import Location
@@ -37,7 +39,12 @@ async def absent(engine: Engine, key: str) -> FileNotFound:
     if not is_file_key(key):
         return not_found(key)
     async with engine.database.reading() as connection:
-        end = await operation.newest_end(connection, key)
+        return await absence(connection, key)
+
+
+async def absence(connection: AsyncConnection, key: str) -> FileNotFound:
+    """As `absent`, for a well-formed key, by one look into the records."""
+    end = await operation.newest_end(connection, key)
     return not_found(key) if end is None else absence_told_by(end)
 
 
@@ -46,8 +53,7 @@ async def locate(engine: Engine, key: str) -> Location:
     engine.require_open()
     # Checked here: a NUL byte, for one, would be an error of the database.
     if is_file_key(key):
-        async with engine.database.reading() as connection:
-            found = await reference.resolve(connection, [key])
+        found = await reference.resolve(engine.database, [key])
         if key in found:
             return found[key]
     raise await absent(engine, key)

@@ -30,6 +30,13 @@ class Calls:
         self.slots = asyncio.Semaphore(concurrency)
         self.patience = patience
         self._closed = False
+        self._again = stamina.AsyncRetryingCaller(
+            attempts=_ATTEMPTS,
+            timeout=patience,
+            wait_initial=_FIRST_WAIT,
+            wait_max=_LONGEST_WAIT,
+            wait_jitter=_FIRST_WAIT,
+        )
 
     def close(self) -> None:
         """Refuse further calls."""
@@ -54,11 +61,21 @@ class Calls:
 
     async def until(self, passing: type[BinaryStorageError], call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, made again a few times, for less than a second in all, when it raises `passing`."""
-        caller = stamina.AsyncRetryingCaller(
-            attempts=_ATTEMPTS,
-            timeout=self.patience,
-            wait_initial=_FIRST_WAIT,
-            wait_max=_LONGEST_WAIT,
-            wait_jitter=_FIRST_WAIT,
-        )
-        return await caller(passing, call)
+        try:
+            return await call()
+        except passing as error:
+            return await self._again(passing, _failed_once(error, call))
+
+
+def _failed_once(error: BinaryStorageError, call: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+    """The call, whose first try was made already: most succeed, and need nobody who would repeat them."""
+    tries = 0
+
+    async def next_try() -> T:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise error
+        return await call()
+
+    return next_try

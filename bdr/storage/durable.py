@@ -80,7 +80,7 @@ class DirectorySync:
 
     def _folders_of(self, path: str) -> list[Path]:
         depth = path.count("/") + 1
-        return list((self._root / path).parents)[:depth]
+        return list((self._root / path).parents[:depth])
 
     async def _round(self, previous: asyncio.Task[Failures] | None) -> Failures:
         if previous is not None:

@@ -260,7 +260,11 @@ GUARDS: Final = [
     Guard("drift", lambda own: clock.drift(own, "boot-5", LEASE), {"DRIFT": {CLOCK_KEY}}, items=1),
     Guard("see", lambda own: clock.see(own, "boot-5", LEASE), {"SEE": set(), "see": set()}, items=filled.CLOCKS),
     Guard("create", lambda own: reference.create(own, new_reference()), {"_CREATE": set()}, items=1),
-    Guard("resolve", lambda own: reference.resolve(own, keys(5001)), {"RESOLVE": {REFERENCE_KEY, BLOB_KEY}}),
+    Guard(
+        "resolve",
+        lambda own: own.execute(reference.RESOLVE, {"keys": keys(5001)}),
+        {"RESOLVE": {REFERENCE_KEY, BLOB_KEY}},
+    ),
     Guard("details", lambda own: reference.details(own, keys(5001)), {"DETAILS": {REFERENCE_KEY, BLOB_KEY}}),
     Guard(
         "page",

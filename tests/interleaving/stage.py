@@ -57,6 +57,11 @@ class SteppedDatabase(Database):
 
         return await self.write(work, keys, what)
 
+    async def look_up(self, prepared: Prepared, values: Mapping[str, Any]) -> list[Any]:
+        async with self.reading() as own:
+            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
+            return list(found.mappings())
+
 
 class _SteppedStorage:
     """A storage, each call of which is a step."""
