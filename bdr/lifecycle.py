@@ -44,7 +44,8 @@ class BinaryDataLifecycleManager(BinaryDataManager):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         # Half of the connections at most wait for locks.
-        self.counting = Counting(engine.database, engine.settings.database.pool_size // 2)
+        pool = engine.settings.database
+        self.counting = Counting(engine.database, pool.pool_size // 2, pool.pool_timeout)
         self._schedule: ReaperSchedule | None = None
 
     async def register_reference(

@@ -27,6 +27,10 @@ from bdr.settings import FsckConfig
 logger = logging.getLogger(__name__)
 
 
+class TooMuch(OperationError):
+    """A plan is for more than a repair may change unasked; nothing was changed."""
+
+
 async def repair(
     binary: BinaryDataManager,
     plan: Path,
@@ -49,7 +53,7 @@ async def repair(
     Raises:
         InvalidArgument: the file is no plan, or its check has not come to its end.
         StorageMismatch: the plan is of another catalog, or a storage is another place by now.
-        OperationError: it is for too large a share, and not confirmed; nothing was changed.
+        TooMuch: it is for too large a share, and not confirmed; nothing was changed.
     """
     engine = binary.engine
     engine.require_open()
@@ -81,7 +85,7 @@ async def repair(
 
 
 def require_modest(found: FsckReport, limits: FsckConfig) -> None:
-    """OperationError when a plan is for a larger share of any storage than a repair may change unasked.
+    """TooMuch when a plan is for a larger share of any storage than a repair may change unasked.
 
     A storage that was emptied or exchanged, and a catalog that was restored from the wrong backup, look like this.
     """
@@ -90,7 +94,7 @@ def require_modest(found: FsckReport, limits: FsckConfig) -> None:
         known = found.examined.get(name, Examined()).blobs
         if items > limits.max_items and items > limits.max_share * known:
             what = "references of the catalog" if name == CATALOG else f"blobs of storage '{name}'"
-            raise OperationError(
+            raise TooMuch(
                 f"The plan is to change {items} things, and there are {known} {what}: that is more than "
                 f"{limits.max_share:.1%} (fsck.max_share) and more than {limits.max_items} (fsck.max_items). See "
                 "whether the catalog or the storage was exchanged or restored; if all is meant, confirm the repair."

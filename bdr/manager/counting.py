@@ -9,6 +9,7 @@ Each caller gets the answer that it would have got alone, at its place in the or
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from bdr.catalog.count import Change, Counted, count_by_itself
 from bdr.catalog.database import Database
@@ -24,14 +25,18 @@ _Asks = Sequence[Ask[_Count, Counted]]
 
 
 class Counting:
-    """Counts of one engine; at most `lanes` of its connections wait for locks."""
+    """Counts of one engine; at most `lanes` of its connections wait for locks, and one at least may.
 
-    def __init__(self, database: Database, lanes: int) -> None:
+    What is locked waits as long as `patience` for its turn to wait for the lock; then it is Busy.
+    """
+
+    def __init__(self, database: Database, lanes: int, patience: timedelta) -> None:
         self._database = database
+        self._patience = patience
         self._groups = Groups(self._commit)
         # Of what is locked: asks that wait for the one that is under way.
         self._lanes: dict[str, list[Ask[_Count, Counted]]] = {}
-        self._free_lanes = asyncio.Semaphore(max(1, lanes))
+        self._places = asyncio.Semaphore(max(1, lanes))
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def count(self, key: str, by: int) -> Counted:
@@ -84,13 +89,27 @@ class Counting:
     async def _run_lane(self, key: str) -> None:
         """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""
         try:
-            async with self._free_lanes:
-                while self._lanes[key]:
-                    asks, self._lanes[key] = self._lanes[key], []
+            while self._lanes[key]:
+                # A place for each batch anew: keys that are asked for all the time take turns.
+                placed = await self._take_place()
+                asks, self._lanes[key] = self._lanes[key], []
+                if not placed:
+                    _fail(asks, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
+                    continue
+                try:
                     with breaking_off(asks):
                         await self._wait_and_commit([ask for ask in asks if not ask.is_over])
+                finally:
+                    self._places.release()
         finally:
             del self._lanes[key]
+
+    async def _take_place(self) -> bool:
+        try:
+            async with asyncio.timeout(self._patience.total_seconds()):
+                return await self._places.acquire()
+        except TimeoutError:
+            return False
 
     async def _wait_and_commit(self, asks: _Asks) -> None:
         if not asks:
@@ -107,8 +126,10 @@ class Counting:
                 ask.give(counted)
         else:
             # One of them asks for too much: each by itself tells which.
+            mark_sent(asks, sent=False)
             for ask in asks:
-                await self._wait_and_commit([ask])
+                if not ask.is_over:
+                    await self._wait_and_commit([ask])
 
     async def _send(self, asks: _Asks, *, skip_locked: bool = False) -> dict[str, Counted]:
         mark_sent(asks)

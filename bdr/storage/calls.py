@@ -1,6 +1,7 @@
 """How any one call to a storage is made: checked, counted, translated, and repeated only where that can help."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -61,9 +62,13 @@ class Calls:
 
     async def until(self, passing: type[BinaryStorageError], call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, made again a few times, for less than a second in all, when it raises `passing`."""
+        began = time.monotonic()
         try:
             return await call()
         except passing as error:
+            if time.monotonic() - began >= self.patience.total_seconds():
+                # It hung, and would again.
+                raise
             return await self._again(passing, _failed_once(error, call))
 
 

@@ -75,8 +75,7 @@ async def test_what_differs_is_counted_listed_and_repaired_by_the_plan(
         ("catalog", "count", "1"),
     }
     assert checked.errors == (
-        "bdr: 5 differences. Look at them with `bdr fsck --show 'a plan'`; "
-        "`bdr fsck --repair 'a plan'` repairs them.\n"
+        "bdr: 5 differences. Look at them with `bdr fsck --show 'a plan'`; `bdr fsck --repair 'a plan'` repairs them.\n"
     )
     assert objects["truncated"].read_text() == "trunc"
 
