@@ -120,6 +120,44 @@ async def test_many_that_are_locked_leave_connections_for_the_others(connect: Co
     assert await asyncio.gather(*waiting) == [2] * 5
 
 
+async def test_one_that_gets_no_turn_to_wait_for_a_lock_is_busy_in_time(connect: Connect, caller: AsyncEngine) -> None:
+    limits = DatabaseConfig(pool_size=2, pool_timeout=timedelta(milliseconds=100))
+    binary = await connect(database=limits)
+    first, second = await store_many(binary, 2)
+    async with caller.begin() as own:
+        for key in (first, second):
+            await own.execute(text(LOCK), {"key": key})
+        waiting = asyncio.create_task(binary.register_reference(first))
+        await until_waiting(binary)
+        with pytest.raises(Busy, match="Too many references were locked"):
+            await binary.register_reference(second)
+    assert await waiting == 2
+    assert await binary.register_reference(second) == 2
+
+
+async def test_keys_that_are_asked_for_all_the_time_take_turns_with_others(
+    connect: Connect, caller: AsyncEngine
+) -> None:
+    binary = await connect(database=DatabaseConfig(pool_size=2))
+    busy, other = await store_many(binary, 2)
+    enough = asyncio.Event()
+
+    async def ask_on() -> None:
+        while not enough.is_set():
+            await binary.register_reference(busy)
+
+    async with caller.begin() as own:
+        for key in (busy, other):
+            await own.execute(text(LOCK), {"key": key})
+        asking = [asyncio.create_task(ask_on()) for _ in range(2)]
+        await until_waiting(binary)
+        waiting = asyncio.create_task(binary.register_reference(other))
+        await asyncio.sleep(0)
+    assert await waiting == 2
+    enough.set()
+    await asyncio.gather(*asking)
+
+
 async def test_a_caller_that_is_cancelled_takes_the_group_away_from_nobody(binary: Binary, database_url: str) -> None:
     first, second = await store_many(binary, 2)
     async with closed_gate(database_url) as gate:
