@@ -120,7 +120,7 @@ def test_the_wheel_says_what_it_is_and_which_program_it_brings(wheel: Path) -> N
         "bdr", ">=3.11", "Apache-2.0"
     )  # fmt: skip
     assert "bdr = bdr.cli:main" in programs
-    assert set(metadata.get_all("Provides-Extra", [])) == {"embedded", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"embedded", "dev", "bench", "peers"}
 
 
 def test_the_installed_package_is_the_wheels_own(bin_folder: Path, empty: Path) -> None:
