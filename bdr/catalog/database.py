@@ -106,7 +106,7 @@ class Database:
         with translated(self.shown):
             async with self._borrow_driver() as connection:
                 try:
-                    return list(await connection.fetch(prepared.sql, *prepared.arguments(values)))
+                    return await prepared.fetch(connection, values)
                 except Exception as error:
                     if may_have_happened(error):
                         raise OutcomeUnknown(keys, what) from error
@@ -116,7 +116,7 @@ class Database:
         """Run one statement that only reads, past SQLAlchemy, on a connection of the same pool."""
         with translated(self.shown):
             async with self._borrow_driver() as connection:
-                return list(await connection.fetch(prepared.sql, *prepared.arguments(values)))
+                return await prepared.fetch(connection, values)
 
     async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
         """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import asyncpg
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.elements import ClauseElement
 
@@ -26,3 +27,7 @@ class Prepared:
         """The values in the order of their numbers."""
         known = self._fixed | dict(values)
         return [known[name] for name in self._order]
+
+    async def fetch(self, connection: asyncpg.Connection, values: Mapping[str, Any]) -> list[asyncpg.Record]:
+        """Run it on one of the driver's own connections."""
+        return list(await connection.fetch(self.sql, *self.arguments(values)))

@@ -13,12 +13,10 @@ from datetime import timedelta
 
 from bdr.catalog.count import Change, Counted, count_by_itself
 from bdr.catalog.database import Database
-from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
-from bdr.manager.grouping import Ask, Groups, breaking_off, mark_sent
+from bdr.errors import BinaryStorageError, Busy
+from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, mark_sent
 
 _MISSING = Counted(None, None, None)
-# For these it is no use to try each by itself.
-_FOR_ALL = CatalogUnavailable | InstanceClosed | Busy | OutcomeUnknown
 
 _Count = tuple[str, int]
 _Asks = Sequence[Ask[_Count, Counted]]
@@ -58,17 +56,20 @@ class Counting:
             await asyncio.wait(self._tasks)
 
     async def _commit(self, asks: _Asks) -> None:
+        mark_sent(asks)
+        by_key = _by_key(asks)
+        changes = {key: _change(own) for key, own in by_key.items()}
         try:
-            found = await self._send(asks, skip_locked=True)
+            found = await count_by_itself(self._database, changes, skip_locked=True)
         except BinaryStorageError as error:
-            if len(asks) == 1 or isinstance(error, _FOR_ALL):
-                _fail(asks, error)
+            if len(asks) == 1 or concerns_all(error):
+                fail_all(asks, error)
             else:
                 # One of them is at fault, and the others shall not suffer for it.
-                self._open_lanes(_by_key(asks))
+                self._open_lanes(by_key)
             return
         left = {}
-        for key, own in _by_key(asks).items():
+        for key, own in by_key.items():
             if key in found and found[key].after is not None:
                 _answer(own, found[key])
             else:
@@ -94,7 +95,7 @@ class Counting:
                 placed = await self._take_place()
                 asks, self._lanes[key] = self._lanes[key], []
                 if not placed:
-                    _fail(asks, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
+                    fail_all(asks, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
                     continue
                 try:
                     with breaking_off(asks):
@@ -112,12 +113,15 @@ class Counting:
             return False
 
     async def _wait_and_commit(self, asks: _Asks) -> None:
+        """All of `asks` are for one reference."""
         if not asks:
             return
+        mark_sent(asks)
+        key = asks[0].item[0]
         try:
-            counted = (await self._send(asks)).get(asks[0].item[0], _MISSING)
+            counted = (await count_by_itself(self._database, {key: _change(asks)})).get(key, _MISSING)
         except BinaryStorageError as error:
-            _fail(asks, error)
+            fail_all(asks, error)
             return
         if counted.after is not None:
             _answer(asks, counted)
@@ -130,11 +134,6 @@ class Counting:
             for ask in asks:
                 if not ask.is_over:
                     await self._wait_and_commit([ask])
-
-    async def _send(self, asks: _Asks, *, skip_locked: bool = False) -> dict[str, Counted]:
-        mark_sent(asks)
-        changes = {key: _change(own) for key, own in _by_key(asks).items()}
-        return await count_by_itself(self._database, changes, skip_locked=skip_locked)
 
 
 def _by_key(asks: _Asks) -> dict[str, list[Ask[_Count, Counted]]]:
@@ -159,8 +158,3 @@ def _answer(asks: _Asks, counted: Counted) -> None:
         after = before + ask.item[1]
         ask.give(Counted(before, after, counted.zero_ref_retention))
         before = after
-
-
-def _fail(asks: _Asks, error: BinaryStorageError) -> None:
-    for ask in asks:
-        ask.fail(error)

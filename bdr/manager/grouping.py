@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from bdr.errors import BinaryStorageError, OutcomeUnknown
+from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -127,3 +127,14 @@ def mark_sent(asks: Sequence[Ask[Item, Answer]], *, sent: bool = True) -> None:
     """From now on (no longer) does a cancelled caller have to hear that the outcome is unknown."""
     for ask in asks:
         ask.sent = sent
+
+
+def concerns_all(error: BinaryStorageError) -> bool:
+    """Whether it is no use to try each of a group by itself; otherwise one of them is at fault."""
+    return isinstance(error, CatalogUnavailable | InstanceClosed | Busy | OutcomeUnknown)
+
+
+def fail_all(asks: Sequence[Ask[Item, Answer]], error: BinaryStorageError) -> None:
+    """Tell each of them."""
+    for ask in asks:
+        ask.fail(error)

@@ -6,11 +6,8 @@ from bdr.catalog.blob import Reservation
 from bdr.catalog.database import Database
 from bdr.catalog.publication import Publication, publish_many, reserve_many
 from bdr.catalog.turns import ahead
-from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
-from bdr.manager.grouping import Ask, Groups, mark_sent
-
-# For these it is no use to try each by itself.
-_FOR_ALL = CatalogUnavailable | InstanceClosed | Busy | OutcomeUnknown
+from bdr.errors import BinaryStorageError, CatalogUnavailable, OutcomeUnknown
+from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, mark_sent
 
 
 class Publishing:
@@ -49,9 +46,9 @@ class Publishing:
                 "The connection to the database was lost before anything was written; nothing was stored."
             )
             lost.__cause__ = error
-            _fail(asks, lost)
+            fail_all(asks, lost)
         except BinaryStorageError as error:
-            _fail(asks, error)
+            fail_all(asks, error)
         else:
             for ask in asks:
                 ask.give(None)
@@ -62,8 +59,8 @@ class Publishing:
             with ahead():
                 published = await publish_many(self._database, [ask.item for ask in asks])
         except BinaryStorageError as error:
-            if len(asks) == 1 or isinstance(error, _FOR_ALL):
-                _fail(asks, error)
+            if len(asks) == 1 or concerns_all(error):
+                fail_all(asks, error)
             else:
                 # One of them is at fault, and the others shall not suffer for it.
                 mark_sent(asks, sent=False)
@@ -76,8 +73,3 @@ class Publishing:
     async def _publish_alone(self, ask: Ask[Publication, bool]) -> None:
         if not ask.is_over:
             await self._publish([ask])
-
-
-def _fail(asks: list[Ask[Reservation, None]] | list[Ask[Publication, bool]], error: BinaryStorageError) -> None:
-    for ask in asks:
-        ask.fail(error)
