@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection, event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DisconnectionError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction, create_async_engine
@@ -176,6 +177,9 @@ class Database:
             # On the first of all connections SQLAlchemy asks the server about itself. When that one is lost meanwhile,
             # it stumbles over dropping it. Nothing of ours was sent.
             raise CatalogUnavailable(f"The connection to {self.shown} was lost as it was made.") from error
+        except AsyncAdapt_asyncpg_dbapi.Error as error:
+            # `raw_connection` lets SQLAlchemy's own errors through, which it wraps everywhere else.
+            raise error.__cause__ or error from error.__cause__
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:

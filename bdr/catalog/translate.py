@@ -83,7 +83,7 @@ def translated(where: str = "The database") -> Iterator[None]:
         raise Busy(f"The caller's own pool has no connection to {where} left; make it larger or wait.") from error
     except asyncpg.ClientConfigurationError as error:
         raise ConfigError(f"The database URL {where} cannot be used: {error}") from error
-    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise _translation(error, where) from error
     except OSError as error:
         raise CatalogUnavailable(f"{where} cannot be reached: {str(error) or 'no answer in time'}") from error

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from bdr.catalog.database import Database, as_connection, translated
+from bdr.catalog.prepared import Prepared
 from bdr.errors import (
     Busy,
     CatalogNotMigrated,
@@ -32,6 +34,7 @@ from tests.fixtures.proxy import MakeProxy, TcpProxy
 
 KEYS: Final = ("key-1", "key-2")
 ADD: Final = text("UPDATE counter SET n = n + 1 RETURNING n")
+ONE: Final = Prepared(text("SELECT 1"))
 COUNT: Final = text("SELECT n FROM counter")
 Open = Callable[..., Database]
 
@@ -570,9 +573,14 @@ async def test_each_way_not_to_connect_is_told_apart(postgres: PostgresServer, o
     ]
     for url, expected, message in cases:
         database = open_database(url)
-        for run in (database.write, database.transaction):
+        for run in (
+            partial(database.write, add, KEYS),
+            partial(database.transaction, add, KEYS),
+            partial(database.fetch, ONE, {}),
+            partial(database.look_up, ONE, {}),
+        ):
             with pytest.raises(expected, match=message) as caught:
-                await run(add, KEYS)
+                await run()
             assert "wrong" not in str(caught.value)
     right = open_database(f"postgresql://{GUARDED_ROLE}:right@{here}")
     assert await right.write(lambda own: own.scalar(text("SELECT 1"))) == 1

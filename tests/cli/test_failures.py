@@ -52,7 +52,8 @@ async def uploading(command: Command) -> Process:
     """A command in the middle of an upload, whose standard input goes on."""
     process = await command.start("put", "-")
     assert process.stdin is not None
-    process.stdin.write(bytes(3 * MiB))
+    # More than the 8 MiB that are gathered before anything is written.
+    process.stdin.write(bytes(20 * MiB))
     root = Path(command.environment["BDR_STORAGE__ROOT"])
 
     async def is_written() -> bool:

@@ -63,6 +63,9 @@ async def test_clocks_that_are_a_day_off_change_nothing(
         assert all(0 <= seconds < DAY / 2 for seconds in one["remaining"]), one["remaining"]
         assert len(one["elapsed"]) > 20
 
+    # The oldest row is that of the catalog, which was copied from one that was made before.
+    [(made,)] = await rows(watcher, "SELECT created_at FROM bdr.catalog")
+    assert began - timedelta(hours=12) < made <= began
     columns = await rows(watcher, MOMENTS)
     assert len(columns) > 15
     found = 0
@@ -70,8 +73,8 @@ async def test_clocks_that_are_a_day_off_change_nothing(
         ahead = AHEAD.get(column, timedelta(0))
         for (moment,) in await rows(watcher, f"SELECT {column} FROM bdr.{table} WHERE {column} IS NOT NULL"):
             found += 1
-            assert began - timedelta(minutes=1) <= moment <= ended + ahead, (table, column, moment)
-    assert found > 100
+            assert made <= moment <= ended + ahead, (table, column, moment)
+    assert found > 50
     [(latest,)] = await rows(watcher, "SELECT max(expires_at - created_at) FROM bdr.binary_data_reference")
     assert latest == timedelta(days=7)
     lives = await rows(

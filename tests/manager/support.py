@@ -100,7 +100,16 @@ def statements_of(binary: BinaryDataLifecycleManager, part: str) -> list[str]:
         if part in statement:
             sent.append(statement)
 
-    event.listen(binary.engine.database._engine.sync_engine, "before_cursor_execute", note)
+    def past_sqlalchemy(query: asyncpg.connection.LoggedQuery) -> None:
+        if part in query.query:
+            sent.append(query.query)
+
+    def lent(connection: Any, _record: object, _proxy: object) -> None:
+        connection.driver_connection.add_query_logger(past_sqlalchemy)
+
+    engine = binary.engine.database._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    event.listen(engine, "checkout", lent)
     return sent
 
 
