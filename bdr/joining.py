@@ -33,11 +33,13 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     engine = await _join(settings, database, stack)
     manager = BinaryDataLifecycleManager(engine)
     stack.push_async_callback(manager.retrievals.cache.close)
-    stack.push_async_callback(manager.counting.close)
-    stack.push_async_callback(manager.uploads.publishing.close)
     background = Background(manager)
     background.start()
     stack.push_async_callback(background.stop)
+    # Signs of life go on as long as anything of this instance waits for its turn.
+    stack.push_async_callback(_give_back, manager)
+    stack.push_async_callback(manager.uploads.publishing.close)
+    stack.push_async_callback(manager.counting.close)
     stack.push_async_callback(manager.stop_cleanup_task)
     stack.callback(engine.close, "This connection to the catalog is closed.")
     return manager
@@ -141,6 +143,14 @@ async def _is_marked(engine: Engine, own: KnownStorage) -> bool:
             )
     # None: somebody else's row was in the way, and is gone again.
     return any(row.marked for row in rows)
+
+
+async def _give_back(manager: BinaryDataLifecycleManager) -> None:
+    """Delete the rows that were reserved and not needed; a reaper does it if this fails."""
+    try:
+        await manager.uploads.reserving.close()
+    except BinaryStorageError as error:
+        logger.warning("Reservations that were not needed are left to their deadline: %s", error)
 
 
 async def _leave(database: Database, instance_id: uuid.UUID, memory: Sequence[str], batch: int) -> None:

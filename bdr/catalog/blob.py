@@ -170,6 +170,7 @@ RENEW = (
     .values(next_attempt_at=_after("lease"))
     .returning(Blob.blob_id)
 )
+GIVE_BACK = delete(Blob).where(Blob.blob_id == _RENEWED.c.blob_id)
 PUBLISH = (
     update(Blob)
     .where(Blob.blob_id == bindparam("id"), Blob.state == PENDING)
@@ -271,6 +272,11 @@ async def renew(connection: AsyncConnection, blob_ids: Sequence[uuid.UUID], leas
     """Give uploads another `lease`; those not in the answer were claimed by a reaper and must stop."""
     renewed = await connection.execute(RENEW, {"blob_ids": sorted(blob_ids), "lease": lease})
     return set(renewed.scalars())
+
+
+async def give_back(connection: AsyncConnection, blob_ids: Sequence[uuid.UUID]) -> None:
+    """Delete rows for which nothing was written; a reaper that claimed one before deletes it itself."""
+    await connection.execute(GIVE_BACK, {"blob_ids": sorted(blob_ids)})
 
 
 async def lock_pending(connection: AsyncConnection, blob_id: uuid.UUID) -> bool:

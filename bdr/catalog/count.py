@@ -5,7 +5,7 @@ wins. The claim skips a locked row; a count that waited for a claim finds no row
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,22 @@ class Counted:
     """What became of one key: `before` is None when there is no reference, `after` when nothing was changed."""
 
     before: int | None
+    after: int | None
+    zero_ref_retention: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a change found and did; all of it None when somebody else had the reference locked.
+
+    Attributes:
+        before: the count that was found.
+        free: how much of that releases without a name may take.
+        after: the new count; None when nothing was changed.
+    """
+
+    before: int | None
+    free: int | None
     after: int | None
     zero_ref_retention: timedelta | None
 
@@ -80,12 +96,16 @@ def _counting(*, skip_locked: bool = False) -> Any:
         .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
         .cte("changed")
     )
+    # What is passed over was seen all the same, which tells it from what is not there.
+    seen = select(Reference.file_key).join_from(Reference, _ASKED, Reference.file_key == _ASKED.c.file_key).subquery()
+    found = seen.outerjoin(locked, locked.c.file_key == seen.c.file_key) if skip_locked else locked
     return select(
-        locked.c.file_key,
+        (seen if skip_locked else locked).c.file_key,
         locked.c.ref_count.label("before"),
+        (locked.c.ref_count - locked.c.holder_count).label("free"),
         changed.c.ref_count.label("after"),
         changed.c.zero_ref_retention,
-    ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
+    ).select_from(found.outerjoin(changed, changed.c.file_key == locked.c.file_key))
 
 
 COUNT = _counting()
@@ -111,14 +131,15 @@ TOUCH = (
 
 
 async def count_by_itself(
-    database: Database, changes: Mapping[str, Change], *, skip_locked: bool = False
-) -> dict[str, Counted]:
+    database: Database, changes: Callable[[], Mapping[str, Change]], *, skip_locked: bool = False
+) -> dict[str, Tally]:
     """Apply changes in one statement that commits by itself; what is not in the answer is not there.
 
-    With `skip_locked` it waits for nobody, and what somebody else has locked is not in the answer either.
+    With `skip_locked` it waits for nobody, and nothing is known of what somebody else has locked. `changes` is called
+    once there is a connection.
     """
-    found = await database.fetch(PREPARED[skip_locked], parameters(changes), keys=list(changes), what="Counting")
-    return {row["file_key"]: Counted(row["before"], row["after"], row["zero_ref_retention"]) for row in found}
+    found = await database.fetch(PREPARED[skip_locked], lambda: parameters(changes()))
+    return {row["file_key"]: Tally(*(row[name] for name in Tally.__slots__)) for row in found}
 
 
 async def register(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:

@@ -31,6 +31,7 @@ __all__ = ["Database", "Work", "as_connection", "translated"]
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
+Values = Callable[[], Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Database:
         event.listen(self._engine.sync_engine, "handle_error", _remember_failure)
         event.listen(self._engine.sync_engine, "rollback_savepoint", _forget_failure)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lent: set[asyncpg.Connection] = set()
         self._borrowed = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,20 +99,20 @@ class Database:
         """
         return await self._detached(self._transaction, work, _Progress(tuple(keys), what, about))
 
-    async def fetch(
-        self, prepared: Prepared, values: Mapping[str, Any], keys: Sequence[str] = (), what: str = "The operation"
-    ) -> list[asyncpg.Record]:
+    async def fetch(self, prepared: Prepared, values: Values) -> list[asyncpg.Record]:
         """Run one statement that commits by itself, past SQLAlchemy, on a connection of the same pool.
 
-        Errors as `write`; but who calls is not told apart from the work: to be called in a task that nobody cancels.
+        `values` is called once there is a connection: until then nothing was sent. Errors as `write`, without keys; but
+        who calls is not told apart from the work: to be called in a task that nobody cancels.
         """
         with translated(self.shown):
             async with self._borrow_driver() as connection:
+                given = values()
                 try:
-                    return await prepared.fetch(connection, values)
+                    return await prepared.fetch(connection, given)
                 except Exception as error:
                     if may_have_happened(error):
-                        raise OutcomeUnknown(keys, what) from error
+                        raise OutcomeUnknown(()) from error
                     raise
 
     async def look_up(self, prepared: Prepared, values: Mapping[str, Any]) -> list[asyncpg.Record]:
@@ -126,6 +128,8 @@ class Database:
             await asyncio.wait_for(self._idle.wait(), patience.total_seconds())
         except TimeoutError:
             log.warning("%d uses of %s were still under way when it was closed.", self._borrowed, self.shown)
+            for connection in self._lent:
+                connection.terminate()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,6 +149,7 @@ class Database:
                 lent = await self._engine.raw_connection()
             connection = lent.driver_connection
             assert connection is not None  # noqa: S101 - it was just lent
+            self._lent.add(connection)
             try:
                 yield connection
             except BaseException as error:
@@ -153,6 +158,7 @@ class Database:
                     lent.invalidate()
                 raise
             finally:
+                self._lent.discard(connection)
                 lent.close()
 
     @asynccontextmanager

@@ -6,12 +6,25 @@ One statement, so one commit and one answer for all of it. Publish and a reaper'
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Interval, LargeBinary, Text, Uuid, cast, func, literal_column, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    Interval,
+    LargeBinary,
+    Select,
+    Text,
+    Uuid,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, insert
 from sqlalchemy.sql.type_api import TypeEngine
 
@@ -58,31 +71,13 @@ _RECORD: dict[str, TypeEngine[Any]] = {
 # As a CTE, so that the arrays are taken apart once.
 _ASKED = select(asked_for("given", **_REFERENCE, **_RECORD, size=BigInteger(), checksum=LargeBinary())).cte("asked")
 
-# In key order, as all statements lock rows.
-_LOCKED = (
-    select(Blob.blob_id)
-    .join_from(Blob, _ASKED, Blob.blob_id == _ASKED.c.blob_id)
-    .where(Blob.state == literal_column(f"'{PENDING}'"))
-    .order_by(Blob.blob_id)
-    .with_for_update(of=Blob)
-    .cte("locked")
-)
-_LIVE = (
-    update(Blob)
-    .where(Blob.blob_id == _LOCKED.c.blob_id, Blob.blob_id == _ASKED.c.blob_id)
-    .values(state=LIVE, size=_ASKED.c.size, checksum=_ASKED.c.checksum, next_attempt_at=null())
-    .returning(Blob.blob_id)
-    .cte("live")
-)
 _NOW = func.clock_timestamp()
-_PUBLISHED = _ASKED.join(_LIVE, _LIVE.c.blob_id == _ASKED.c.blob_id)
 _NEW: dict[str, Any] = {name: _ASKED.c[name] for name in _REFERENCE} | {
     "labels": cast(_ASKED.c.labels, JSONB),
     "ref_count": literal_column("1"),
     "created_at": _NOW,
     "last_access_at": _NOW,
 }
-_REFERENCES = insert(Reference).from_select(list(_NEW), select(*_NEW.values()).select_from(_PUBLISHED))
 _ENDED: dict[str, Any] = {
     "operation_id": _ASKED.c.operation_id,
     "operation_type": literal_column("'store'"),
@@ -96,25 +91,52 @@ _ENDED: dict[str, Any] = {
     "updated_at": _NOW,
     "finished_at": _NOW,
 }
-# In id order: whoever writes the progress of these operations locks them in that order too.
-_RECORDS = over_running(
-    insert(Operation).from_select(
-        list(_ENDED), select(*_ENDED.values()).select_from(_PUBLISHED).order_by(_ASKED.c.operation_id)
+
+
+def _publishing(*, skip_locked: bool) -> Select[Any]:
+    # In key order, as all statements lock rows.
+    locked = (
+        select(Blob.blob_id)
+        .join_from(Blob, _ASKED, Blob.blob_id == _ASKED.c.blob_id)
+        .where(Blob.state == literal_column(f"'{PENDING}'"))
+        .order_by(Blob.blob_id)
+        .with_for_update(of=Blob, skip_locked=skip_locked)
+        .cte("locked")
     )
-)
+    live = (
+        update(Blob)
+        .where(Blob.blob_id == locked.c.blob_id, Blob.blob_id == _ASKED.c.blob_id)
+        .values(state=LIVE, size=_ASKED.c.size, checksum=_ASKED.c.checksum, next_attempt_at=null())
+        .returning(Blob.blob_id)
+        .cte("live")
+    )
+    published = _ASKED.join(live, live.c.blob_id == _ASKED.c.blob_id)
+    references = insert(Reference).from_select(list(_NEW), select(*_NEW.values()).select_from(published))
+    # In id order: whoever writes the progress of these operations locks them in that order too.
+    ended = select(*_ENDED.values()).select_from(published).order_by(_ASKED.c.operation_id)
+    records = over_running(insert(Operation).from_select(list(_ENDED), ended))
+    return select(live.c.blob_id).add_cte(references.cte("made"), records.cte("recorded"))
+
+
 _RESERVE = Prepared(RESERVE)
-PUBLISH_MANY = Prepared(select(_LIVE.c.blob_id).add_cte(_REFERENCES.cte("made"), _RECORDS.cte("recorded")))
+# By whether what is locked is passed over.
+PUBLISH = {skip_locked: Prepared(_publishing(skip_locked=skip_locked)) for skip_locked in (False, True)}
 
 
-async def reserve_many(database: Database, reservations: Sequence[Reservation], lease: timedelta) -> None:
+async def reserve_many(database: Database, reservations: Callable[[], Sequence[Reservation]], lease: timedelta) -> None:
     """Insert `pending` rows that belong to their uploads for `lease`."""
-    await database.fetch(_RESERVE, places(reservations, lease), what="Reserving")
+    await database.fetch(_RESERVE, lambda: places(reservations(), lease))
 
 
-async def publish_many(database: Database, publications: Sequence[Publication]) -> set[uuid.UUID]:
-    """Publish uploads, each wholly or not at all; gives back the blobs of those that were not claimed before."""
-    keys = [one.row["file_key"] for one in publications]
-    found = await database.fetch(PUBLISH_MANY, parameters(publications), keys=keys, what="Storing")
+async def publish_many(
+    database: Database, publications: Callable[[], Sequence[Publication]], *, skip_locked: bool = False
+) -> set[uuid.UUID]:
+    """Publish uploads, each wholly or not at all; gives back the blobs of those that were not claimed before.
+
+    With `skip_locked` it waits for nobody, and what somebody else has locked is not published either.
+    `publications` is called once there is a connection.
+    """
+    found = await database.fetch(PUBLISH[skip_locked], lambda: parameters(publications()))
     return {row["blob_id"] for row in found}
 
 

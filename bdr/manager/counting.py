@@ -11,15 +11,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from bdr.catalog.count import Change, Counted, count_by_itself
+from bdr.catalog.count import Change, Counted, Tally, count_by_itself
 from bdr.catalog.database import Database
 from bdr.errors import BinaryStorageError, Busy
-from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, mark_sent
+from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, put_down, take_up
 
 _MISSING = Counted(None, None, None)
 
 _Count = tuple[str, int]
-_Asks = Sequence[Ask[_Count, Counted]]
+_Ask = Ask[_Count, Counted]
 
 
 class Counting:
@@ -33,7 +33,7 @@ class Counting:
         self._patience = patience
         self._groups = Groups(self._commit)
         # Of what is locked: asks that wait for the one that is under way.
-        self._lanes: dict[str, list[Ask[_Count, Counted]]] = {}
+        self._lanes: dict[str, list[_Ask]] = {}
         self._places = asyncio.Semaphore(max(1, lanes))
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -42,7 +42,7 @@ class Counting:
 
         Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while the statement was under way.
         """
-        ask: Ask[_Count, Counted] = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
+        ask: _Ask = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
         if key in self._lanes:
             self._lanes[key].append(ask)
         else:
@@ -55,37 +55,37 @@ class Counting:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _commit(self, asks: _Asks) -> None:
-        mark_sent(asks)
-        by_key = _by_key(asks)
-        changes = {key: _change(own) for key, own in by_key.items()}
+    async def _commit(self, asks: list[_Ask]) -> None:
         try:
-            found = await count_by_itself(self._database, changes, skip_locked=True)
+            found = await self._sent(asks, skip_locked=True)
         except BinaryStorageError as error:
-            if len(asks) == 1 or concerns_all(error):
+            if concerns_all(asks, error):
                 fail_all(asks, error)
             else:
                 # One of them is at fault, and the others shall not suffer for it.
-                self._open_lanes(by_key)
+                self._open_lanes(_by_key(asks))
             return
-        left = {}
-        for key, own in by_key.items():
-            if key in found and found[key].after is not None:
-                _answer(own, found[key])
-            else:
-                left[key] = own
-        self._open_lanes(left)
+        left = {key: _answer(own, found.get(key)) for key, own in _by_key(asks).items()}
+        self._open_lanes({key: again for key, again in left.items() if again})
 
-    def _open_lanes(self, left: Mapping[str, list[Ask[_Count, Counted]]]) -> None:
+    async def _sent(self, asks: list[_Ask], *, skip_locked: bool = False) -> Mapping[str, Tally]:
+        def changes() -> Mapping[str, Change]:
+            take_up(asks)
+            return {key: _change(own) for key, own in _by_key(asks).items()}
+
+        return await count_by_itself(self._database, changes, skip_locked=skip_locked)
+
+    def _open_lanes(self, left: Mapping[str, list[_Ask]]) -> None:
+        if not left:
+            return
+        # With those that were gathered meanwhile: who asks later must not come before them.
+        later = _by_key(self._groups.take_back(lambda item: item[0] in left))
         for key, asks in left.items():
-            mark_sent(asks, sent=False)
-            if key in self._lanes:
-                self._lanes[key].extend(asks)
-            else:
-                self._lanes[key] = asks
-                task = asyncio.create_task(self._run_lane(key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            put_down(asks)
+            self._lanes[key] = asks + later.get(key, [])
+            task = asyncio.create_task(self._run_lane(key))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run_lane(self, key: str) -> None:
         """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""
@@ -99,9 +99,13 @@ class Counting:
                     continue
                 try:
                     with breaking_off(asks):
-                        await self._wait_and_commit([ask for ask in asks if not ask.is_over])
+                        await self._wait_and_commit(key, asks)
                 finally:
                     self._places.release()
+        except BaseException as error:
+            for ask in self._lanes[key]:
+                ask.break_off(error)
+            raise
         finally:
             del self._lanes[key]
 
@@ -112,38 +116,31 @@ class Counting:
         except TimeoutError:
             return False
 
-    async def _wait_and_commit(self, asks: _Asks) -> None:
-        """All of `asks` are for one reference."""
-        if not asks:
-            return
-        mark_sent(asks)
-        key = asks[0].item[0]
-        try:
-            counted = (await count_by_itself(self._database, {key: _change(asks)})).get(key, _MISSING)
-        except BinaryStorageError as error:
-            fail_all(asks, error)
-            return
-        if counted.after is not None:
-            _answer(asks, counted)
-        elif counted.before is None or len(asks) == 1:
-            for ask in asks:
-                ask.give(counted)
-        else:
-            # One of them asks for too much: each by itself tells which.
-            mark_sent(asks, sent=False)
-            for ask in asks:
-                if not ask.is_over:
-                    await self._wait_and_commit([ask])
+    async def _wait_and_commit(self, key: str, asks: list[_Ask]) -> None:
+        """All of `asks` are for one reference. Where one asks for too much, those before it go first, without it."""
+        later: list[_Ask] = []
+        while asks:
+            try:
+                found = (await self._sent(asks)).get(key)
+            except BinaryStorageError as error:
+                fail_all(asks + later, error)
+                return
+            again = _answer(asks, found)
+            put_down(again)
+            fits = _how_many_fit(again, found)
+            asks, later = again[:fits], again[fits:] + later
+            if not asks:
+                asks, later = later, []
 
 
-def _by_key(asks: _Asks) -> dict[str, list[Ask[_Count, Counted]]]:
-    by_key: defaultdict[str, list[Ask[_Count, Counted]]] = defaultdict(list)
+def _by_key(asks: Sequence[_Ask]) -> dict[str, list[_Ask]]:
+    by_key: defaultdict[str, list[_Ask]] = defaultdict(list)
     for ask in asks:
         by_key[ask.item[0]].append(ask)
     return by_key
 
 
-def _change(asks: _Asks) -> Change:
+def _change(asks: Sequence[_Ask]) -> Change:
     net = low = 0
     for ask in asks:
         net += ask.item[1]
@@ -151,10 +148,34 @@ def _change(asks: _Asks) -> Change:
     return Change(net, low)
 
 
-def _answer(asks: _Asks, counted: Counted) -> None:
-    """Tell each caller the count as it was before and after its own step."""
-    before = counted.before or 0
+def _answer(asks: list[_Ask], found: Tally | None) -> list[_Ask]:
+    """Tell each caller the count before and after its own step; gives back those who must be asked for again.
+
+    A release of more than there is, is told so only when all that came before it has been done.
+    """
+    if found is None:
+        for ask in asks:
+            ask.give(_MISSING)
+        return []
+    if found.before is None:
+        return asks
+    if found.after is None:
+        refused = 0 if found.free else next((n for n, ask in enumerate(asks) if ask.item[1] > 0), len(asks))
+        for ask in asks[:refused]:
+            ask.give(Counted(found.before, None, None))
+        return asks[refused:]
+    before = found.before
     for ask in asks:
-        after = before + ask.item[1]
-        ask.give(Counted(before, after, counted.zero_ref_retention))
-        before = after
+        ask.give(Counted(before, before + ask.item[1], found.zero_ref_retention))
+        before += ask.item[1]
+    return []
+
+
+def _how_many_fit(asks: Sequence[_Ask], found: Tally | None) -> int:
+    """How many of `asks`, from the first, take no more than there was."""
+    free = (found and found.free) or 0
+    for number, ask in enumerate(asks):
+        free += ask.item[1]
+        if free < 0:
+            return number
+    return len(asks)

@@ -1,8 +1,8 @@
 """Groups: what many callers of one engine ask for at once is sent together, and each gets its own answer.
 
 A group is gathered while the one before is being committed; a caller who is alone waits for nobody. Who is cancelled,
-and what each then sees: caller first, its ask is passed over and nothing happens; group first, it goes on without a
-caller, who is told that the outcome is unknown.
+and what each then sees: caller first, until the group has its connection, and its ask is passed over and nothing
+happens; group first, it goes on without a caller, who is told that the outcome is unknown.
 """
 
 import asyncio
@@ -10,10 +10,22 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from bdr.errors import BinaryStorageError, Busy, CatalogUnavailable, InstanceClosed, OutcomeUnknown
+from bdr.errors import (
+    BinaryStorageError,
+    CatalogNotMigrated,
+    InstanceClosed,
+    IoError,
+    OutcomeUnknown,
+    PermissionDenied,
+)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+# Of one group; what is beyond it goes with the next.
+_LARGEST = 1000
+# No use to try each of a group by itself, whichever of them was sent.
+_CONCERN_ALL = (CatalogNotMigrated, InstanceClosed, IoError, OutcomeUnknown, PermissionDenied)
 
 
 class Ask(Generic[Item, Answer]):
@@ -72,20 +84,15 @@ class Ask(Generic[Item, Answer]):
         return OutcomeUnknown([] if self._key is None else [self._key], self._what)
 
 
-Commit = Callable[[list[Ask[Item, Answer]]], Awaitable[None]]
-
-
 class Groups(Generic[Item, Answer]):
     """Sends what was gathered, one group at a time.
 
     Args:
         commit: answers every ask that it is given, or leaves that to others.
-        largest: of one group; what is beyond it goes with the next.
     """
 
-    def __init__(self, commit: Commit[Item, Answer], largest: int = 1000) -> None:
+    def __init__(self, commit: Callable[[list[Ask[Item, Answer]]], Awaitable[None]]) -> None:
         self._commit = commit
-        self._largest = largest
         self._gathered: list[Ask[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -95,6 +102,13 @@ class Groups(Generic[Item, Answer]):
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())
 
+    def take_back(self, wanted: Callable[[Item], bool]) -> list[Ask[Item, Answer]]:
+        """Those that were gathered and have not gone yet, if `wanted`; they go with no group any more."""
+        taken = [ask for ask in self._gathered if wanted(ask.item)]
+        if taken:
+            self._gathered = [ask for ask in self._gathered if not wanted(ask.item)]
+        return taken
+
     async def close(self) -> None:
         """Wait until everything that was gathered has been sent."""
         while self._sending is not None:
@@ -103,10 +117,13 @@ class Groups(Generic[Item, Answer]):
     async def _send(self) -> None:
         try:
             while self._gathered:
-                group, self._gathered = self._gathered[: self._largest], self._gathered[self._largest :]
-                if wanted := [ask for ask in group if not ask.is_over]:
-                    with breaking_off(wanted):
-                        await self._commit(wanted)
+                group, self._gathered = self._gathered[:_LARGEST], self._gathered[_LARGEST:]
+                with breaking_off(group):
+                    await self._commit(group)
+        except BaseException as error:
+            for ask in self._gathered:
+                ask.break_off(error)
+            raise
         finally:
             self._sending = None
 
@@ -123,15 +140,26 @@ def breaking_off(asks: Sequence[Ask[Item, Answer]]) -> Iterator[None]:
             raise
 
 
-def mark_sent(asks: Sequence[Ask[Item, Answer]], *, sent: bool = True) -> None:
-    """From now on (no longer) does a cancelled caller have to hear that the outcome is unknown."""
+def take_up(asks: list[Ask[Item, Answer]]) -> list[Item]:
+    """What is to be sent now, without those whose callers were cancelled; from now on a caller cannot take it back."""
+    asks[:] = [ask for ask in asks if not ask.is_over]
     for ask in asks:
-        ask.sent = sent
+        ask.sent = True
+    return [ask.item for ask in asks]
 
 
-def concerns_all(error: BinaryStorageError) -> bool:
-    """Whether it is no use to try each of a group by itself; otherwise one of them is at fault."""
-    return isinstance(error, CatalogUnavailable | InstanceClosed | Busy | OutcomeUnknown)
+def put_down(asks: Sequence[Ask[Item, Answer]]) -> None:
+    """It did nothing, and will be sent again: until then a caller may take it back."""
+    for ask in asks:
+        ask.sent = False
+
+
+def concerns_all(asks: Sequence[Ask[Item, Answer]], error: BinaryStorageError) -> bool:
+    """Whether it is no use to try each of them by itself; otherwise one of them is at fault.
+
+    What was not even sent is nobody's fault; a lock that is not to be had (Busy) is when it was.
+    """
+    return len(asks) <= 1 or not asks[0].sent or isinstance(error, _CONCERN_ALL)
 
 
 def fail_all(asks: Sequence[Ask[Item, Answer]], error: BinaryStorageError) -> None:

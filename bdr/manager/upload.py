@@ -19,10 +19,10 @@ from bdr.catalog.operation import Record
 from bdr.catalog.publication import Publication
 from bdr.catalog.turns import ahead
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OperationError, OutcomeUnknown, TransactionConflict
-from bdr.keys import new_id, object_path
 from bdr.manager.engine import Engine
 from bdr.manager.operations import RunningOperation, status_of, text_of
 from bdr.manager.publishing import Publishing
+from bdr.manager.reserving import Reserving
 from bdr.progress import OperationStatus
 from bdr.storage.protocol import BinaryDataStorage, StoredObject
 
@@ -66,7 +66,8 @@ class Uploads:
         self._lease = engine.settings.upload.lease
         self._grace = engine.settings.reaper.write_grace
         self._under_way: dict[uuid.UUID, Upload] = {}
-        self.publishing = Publishing(engine.database, self._lease)
+        self.reserving = Reserving(engine)
+        self.publishing = Publishing(engine.database)
 
     async def run(
         self,
@@ -105,9 +106,12 @@ class Uploads:
     async def renew(self) -> None:
         """Push on the deadlines of uploads that have used up half of theirs; those that were claimed must stop.
 
+        Reservations that nobody used are given back by then.
+
         Renewal and claim need the row's lock. A renewal that is first makes the reaper skip the row; one that waited
         finds it `deleting`, and the upload learns of it at its next chunk or, at the latest, when it would publish.
         """
+        await self.reserving.give_back_old()
         due = time.monotonic() - self._lease.total_seconds() / 2
         # A row that a caller's transaction holds locked needs no renewal, and would only make us wait.
         aging = {
@@ -124,14 +128,10 @@ class Uploads:
             upload.lost = blob_id not in renewed
 
     async def _reserve(self, file_key: str) -> Upload:
-        name = self._engine.default_storage
-        await self._engine.require_verified(name)
-        blob_id = new_id()
-        reservation = Reservation(blob_id, name, object_path(blob_id), self._engine.instance_id)
+        await self._engine.require_verified(self._engine.default_storage)
+        reserved = await self.reserving.reserve()
         # As long as nothing is written, nothing can land late.
-        upload = Upload(reservation, file_key, grace=timedelta(0), renewed_at=time.monotonic())
-        await self.publishing.reserve(reservation)
-        return upload
+        return Upload(reserved.reservation, file_key, grace=timedelta(0), renewed_at=reserved.since)
 
     async def _publish(
         self,

@@ -166,9 +166,11 @@ class UploadConfig(Section):
 
     Attributes:
         lease: the deadline of an upload, renewed while it goes on; past it, the reaper removes what was written.
+        reserve_ahead: how many rows an engine that stores has in hand for uploads to come; 0 makes each by itself.
     """
 
     lease: PositiveDuration = timedelta(minutes=10)
+    reserve_ahead: int = Field(16, ge=0, le=1000)
 
 
 class CacheConfig(Section):

@@ -576,7 +576,7 @@ async def test_each_way_not_to_connect_is_told_apart(postgres: PostgresServer, o
         for run in (
             partial(database.write, add, KEYS),
             partial(database.transaction, add, KEYS),
-            partial(database.fetch, ONE, {}),
+            partial(database.fetch, ONE, dict),
             partial(database.look_up, ONE, {}),
         ):
             with pytest.raises(expected, match=message) as caught:

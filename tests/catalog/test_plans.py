@@ -137,7 +137,8 @@ async def publish_many(connection: AsyncConnection) -> None:
     rows = [absent | new_reference() | {"file_key": f"new{one}", "blob_id": filled.blob(one)} for one in pending]
     many = [Publication(row, 1, bytes(32), record("succeeded")) for row in rows]
     values = publication.parameters(many)
-    await connection.exec_driver_sql(publication.PUBLISH_MANY.sql, tuple(publication.PUBLISH_MANY.arguments(values)))
+    prepared = publication.PUBLISH[True]
+    await connection.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
 
 
 async def count_free(connection: AsyncConnection) -> None:
@@ -198,6 +199,7 @@ GUARDS: Final = [
         {"lock_pending": {f"{BLOB_KEY}|{BLOB_STATE}"}},
         items=1,
     ),
+    Guard("give_back", lambda own: blob.give_back(own, [PENDING_ID]), {"GIVE_BACK": {BLOB_KEY}}, items=1),
     Guard("publish", lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)), {"PUBLISH": {BLOB_KEY}}, items=1),
     Guard("abandon", lambda own: blob.abandon(own, PENDING_ID, LEASE, "why"), {"ABANDON": {BLOB_KEY}}, items=1),
     Guard("readopt", lambda own: blob.readopt(own, reservation(), LEASE, "why"), {"READOPT": set()}, items=1),

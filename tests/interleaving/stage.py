@@ -8,14 +8,22 @@ from typing import Any, Final, Literal, TypeVar, cast
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from bdr.catalog import count
+from bdr.catalog import count, publication
 from bdr.catalog import storage as known_storages
-from bdr.catalog.database import Database
+from bdr.catalog.database import Database, Values
 from bdr.catalog.prepared import Prepared
 from bdr.keys import new_id
 from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager.engine import Engine
-from bdr.settings import BinaryStorageConfig, CacheConfig, DatabaseConfig, ReaperConfig, Settings, load_settings
+from bdr.settings import (
+    BinaryStorageConfig,
+    CacheConfig,
+    DatabaseConfig,
+    ReaperConfig,
+    Settings,
+    UploadConfig,
+    load_settings,
+)
 from bdr.storage import BinaryDataStorage, OpenDalStorage, StorageMarker, open_storage
 from tests.interleaving.ground import Ground
 from tests.interleaving.schedule import PATIENCE, Schedule, arrive, pause_at_statements
@@ -29,6 +37,13 @@ STORAGE: Final = "main"
 # What a call of the storage is a step of; a marker only tells whether it is the right place.
 _STEPS: Final = ("store", "store_stream", "retrieve", "delete", "get_metadata", "move")
 _NOTHING: Final = timedelta(0)
+
+
+class Locked(dict[str, Any]):
+    """A row of which nothing is known but its key."""
+
+    def __missing__(self, _name: str) -> None:
+        return None
 
 
 class SteppedDatabase(Database):
@@ -51,17 +66,17 @@ class SteppedDatabase(Database):
     ) -> T:
         return await (self.transaction if self.apart else super().write)(work, keys, what, about)
 
-    async def fetch(
-        self, prepared: Prepared, values: Mapping[str, Any], keys: Sequence[str] = (), what: str = "The operation"
-    ) -> list[Any]:
+    async def fetch(self, prepared: Prepared, values: Values) -> list[Any]:
         if prepared is count.PREPARED[True] and not self.grouping:
+            return [Locked(file_key=key) for key in values()["asked_file_key"]]
+        if prepared is publication.PUBLISH[True] and not self.grouping:
             return []
 
         async def work(own: AsyncConnection) -> list[Any]:
-            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
+            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values())))
             return list(found.mappings()) if found.returns_rows else []
 
-        return await self.write(work, keys, what)
+        return await self.write(work)
 
     async def look_up(self, prepared: Prepared, values: Mapping[str, Any]) -> list[Any]:
         async with self.reading() as own:
@@ -136,8 +151,8 @@ async def open_stage(url: str) -> AsyncIterator[Stage]:
     for engine in (database._engine, *callers.values()):
         pause_at_statements(engine.sync_engine)
     # A session does one thing at a time, and always all of it.
-    reaper = ReaperConfig(concurrency=1)
-    settings = load_settings(database_url=url, cache=CacheConfig(capacity=0), reaper=reaper)
+    reaper, upload = ReaperConfig(concurrency=1), UploadConfig(reserve_ahead=0)
+    settings = load_settings(database_url=url, cache=CacheConfig(capacity=0), reaper=reaper, upload=upload)
     engines = await _engines(settings, database, storage)
     try:
         yield Stage(database, storage, engines, callers, monitor)

@@ -121,9 +121,10 @@ async def test_a_count_that_is_read_and_written_back_is_lost(stage: Stage) -> No
 async def test_a_publish_that_does_not_ask_for_the_state_revives_a_blob(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = copy(publication.PUBLISH_MANY)
-    wrong.sql = wrong.sql.replace("bdr.blob.state = 'pending'", "true")
-    monkeypatch.setattr(publication, "PUBLISH_MANY", wrong)
+    wrong = {skip_locked: copy(right) for skip_locked, right in publication.PUBLISH.items()}
+    for one in wrong.values():
+        one.sql = one.sql.replace("bdr.blob.state = 'pending'", "true")
+    monkeypatch.setattr(publication, "PUBLISH", wrong)
     assert await shows(stage, "G1: the object of new is not there", LATE, then(claim_stranded(), sweep()), store())
 
 

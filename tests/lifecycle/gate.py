@@ -36,6 +36,10 @@ class CommitGate:
         """Let all commits that stand here, and every later one, go through."""
         await self._connection.execute(f"SELECT pg_advisory_unlock({_NUMBER})")
 
+    async def let_through(self) -> None:
+        """Let those through who stand here, and stop whoever comes after them."""
+        await self._connection.execute(f"SELECT pg_advisory_unlock({_NUMBER}), pg_advisory_lock({_NUMBER})")
+
     async def end_sessions(self) -> None:
         """End the sessions that stand here: their commits do not happen."""
         for row in await self._connection.fetch(_WAITING):

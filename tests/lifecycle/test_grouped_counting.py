@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -9,13 +10,28 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bdr import BinaryDataLifecycleManager, Busy, DatabaseConfig, FileNotFound, NotReferenced, OperationError
+from bdr import (
+    BinaryDataLifecycleManager,
+    BinaryStorageConfig,
+    Busy,
+    DatabaseConfig,
+    FileNotFound,
+    InstanceClosed,
+    InstanceConfig,
+    NotReferenced,
+    OperationError,
+)
+from bdr import connect as connected
+from bdr.catalog.count import Counted
 from bdr.errors import OutcomeUnknown
-from tests.fixtures.engines import Connect
+from bdr.settings import load_settings
+from tests.fixtures.engines import SOON, Connect
 from tests.lifecycle.conftest import ConnectThrough
 from tests.lifecycle.gate import closed_gate
 from tests.lifecycle.support import change, count_of, rows, set_count, until_quiet, until_waiting
+from tests.manager.support import statements_of
 from tests.reaper.support import store_many
+from tests.storage.helpers import until
 
 Binary = BinaryDataLifecycleManager
 LOCK = "SELECT FROM bdr.binary_data_reference WHERE file_key = :key FOR UPDATE"
@@ -78,6 +94,67 @@ async def test_callers_at_once_share_a_statement(binary: Binary) -> None:
     await asyncio.gather(*(binary.register_reference(key) for key in keys * 10))
     assert sent <= 3
     assert [await count_of(binary, key) for key in keys] == [11] * 20
+
+
+async def test_many_that_are_not_there_are_told_by_one_statement(binary: Binary) -> None:
+    gone = await store_many(binary, 20)
+    for key in gone:
+        await binary.delete_data(key)
+    sent = statements_of(binary, "UPDATE bdr.binary_data_reference")
+    assert await asyncio.gather(*(binary.counting.count(key, 1) for key in gone)) == [Counted(None, None, None)] * 20
+    assert len(sent) <= 2
+
+
+async def test_releases_of_too_much_cost_no_statement_each(binary: Binary) -> None:
+    key, other = await store_many(binary, 2)
+    sent = statements_of(binary, "UPDATE bdr.binary_data_reference")
+    down = binary.release_reference
+    ended = await outcomes(down(other), *(down(key) for _ in range(20)), binary.register_reference(key), down(key))
+    assert ended == [0, 0, *[NotReferenced] * 19, 1, 0]
+    assert len(sent) <= 5
+
+
+async def test_a_caller_that_is_cancelled_before_there_is_a_connection_has_counted_nothing(connect: Connect) -> None:
+    binary = await connect(database=DatabaseConfig(pool_size=1))
+    (key,) = await store_many(binary, 1)
+    async with binary.engine.database.reading():
+        first, second = (asyncio.create_task(binary.register_reference(key)) for _ in range(2))
+        await asyncio.sleep(0)
+
+        async def waits() -> bool:
+            return len(binary.engine.database._turns._others) == 1
+
+        await until(waits)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert await second == 2
+    assert await count_of(binary, key) == 2
+
+
+async def test_who_asked_first_for_what_is_then_found_locked_is_counted_first(
+    binary: Binary, caller: AsyncEngine, database_url: str
+) -> None:
+    locked, other = await store_many(binary, 2)
+    async with closed_gate(database_url) as gate:
+        first = asyncio.create_task(binary.register_reference(other))
+        await gate.reached()
+        async with caller.begin() as own:
+            await own.execute(text(LOCK), {"key": locked})
+            # In a group that has found it locked, and stands at its commit because of the other one.
+            tasks = [asyncio.create_task(binary.register_reference(key)) for key in (locked, other)]
+            await asyncio.sleep(0)
+            await gate.let_through()
+            await gate.reached()
+            # Gathered behind that group, and asked for when it is over.
+            tasks.append(asyncio.create_task(binary.register_reference(locked)))
+            await asyncio.sleep(0)
+            await gate.open()
+            await first
+            await until_waiting(binary)
+            tasks.append(asyncio.create_task(binary.register_reference(locked)))
+            await asyncio.sleep(0)
+    assert await asyncio.gather(*tasks) == [2, 3, 3, 4]
 
 
 async def test_a_reference_that_somebody_has_locked_delays_only_those_who_ask_for_it(
@@ -224,6 +301,43 @@ async def test_a_close_waits_for_what_was_asked_for_before(binary: Binary, datab
         await gate.open()
         await closing
     assert await asyncio.gather(*tasks) == [2, 3, 4, 5, 6]
+
+
+async def test_signs_of_life_go_on_while_a_close_waits(connect: Connect, caller: AsyncEngine) -> None:
+    watcher = await connect()
+    heard = "SELECT heartbeat_at FROM bdr.engine_instance WHERE name = 'closing'"
+    closing = AsyncExitStack()
+    limits = DatabaseConfig(lock_timeout=timedelta(minutes=1))
+    settings = load_settings(
+        database_url=caller.url.render_as_string(hide_password=False).replace("+asyncpg", ""),
+        storage=BinaryStorageConfig(storage_type="memory"),
+        database=limits,
+        instance=InstanceConfig(name="closing", heartbeat_interval=SOON),
+    )
+    binary = await closing.enter_async_context(connected(settings=settings))
+    (key,) = await store_many(watcher, 1)
+    async with caller.begin() as own:
+        await own.execute(text(LOCK), {"key": key})
+        waiting = asyncio.create_task(binary.register_reference(key))
+        await until_waiting(watcher)
+        leaving = asyncio.create_task(closing.aclose())
+
+        async def is_closed() -> bool:
+            try:
+                binary.engine.require_open()
+            except InstanceClosed:
+                return True
+            return False
+
+        await until(is_closed)
+        [(before,)] = await rows(watcher, heard)
+
+        async def beats() -> bool:
+            return bool((await rows(watcher, heard))[0][0] > before)
+
+        await until(beats)
+    assert await waiting == 2
+    await leaving
 
 
 async def test_a_mistake_of_ours_is_raised_to_who_asked_and_keeps_nobody_waiting(

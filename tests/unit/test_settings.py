@@ -248,7 +248,7 @@ def test_a_url_file_must_be_there_and_hold_something(home: Path, monkeypatch: py
         ("BDR_REAPR__LEASE", "there is no such setting; did you mean BDR_REAPER__LEASE?"),
         ("BDR_CONFIGG", "there is no such setting; did you mean BDR_CONFIG?"),
         ("BDR_REAPER__LEESE", "there is no setting `LEESE`; did you mean `LEASE`?"),
-        ("BDR_UPLOAD__COLOUR", "there is no setting `COLOUR`; known here: LEASE"),
+        ("BDR_UPLOAD__COLOUR", "there is no setting `COLOUR`; known here: LEASE, RESERVE_AHEAD"),
         ("BDR_STORAGES__MAIN__ROOTS", "there is no setting `ROOTS`; did you mean `ROOT`?"),
     ],
 )
