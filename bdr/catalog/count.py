@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, FromClause, Text, func, select, update
+from sqlalchemy import ARRAY, BigInteger, FromClause, Text, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog.base import asked_for, asked_keys
+from bdr.catalog.base import asked_for, asked_keys, in_order
 from bdr.catalog.database import Database
 from bdr.catalog.prepared import Prepared
 from bdr.catalog.reference import Reference
@@ -33,15 +33,15 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a change found and did; all of it None when somebody else had the reference locked.
+    """What a change found and did.
 
     Attributes:
         before: the count that was found.
-        free: how much of that releases without a name may take.
+        free: how much of that releases without a name may take; known when nothing was changed.
         after: the new count; None when nothing was changed.
     """
 
-    before: int | None
+    before: int
     free: int | None
     after: int | None
     zero_ref_retention: timedelta | None
@@ -74,8 +74,8 @@ def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
 _ASKED = asked_for("asked", file_key=Text(), net=BigInteger(), low=BigInteger())
 
 
-def _counting(*, skip_locked: bool = False) -> Any:
-    locked = locked_references(_ASKED, skip_locked=skip_locked)
+def _counting() -> Any:
+    locked = locked_references(_ASKED)
     # Counted from what was found under the lock, not from the row that the update finds: that is as old as the
     # statement, so a release that waited for a registration would take the zero from before it for the count.
     changed = (
@@ -86,31 +86,60 @@ def _counting(*, skip_locked: bool = False) -> Any:
             # Who registered by name also releases by name: these are not for others to give away.
             locked.c.ref_count - locked.c.holder_count + _ASKED.c.low >= 0,
         )
-        .values(
-            ref_count=locked.c.ref_count + _ASKED.c.net,
-            # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it,
-            # before the server looks for a newer one: with the old number of holders beside the new count they fail.
-            holder_count=locked.c.holder_count,
-            last_access_at=ACCESSED,
-        )
+        .values(_counted(locked, _ASKED))
         .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
         .cte("changed")
     )
-    # What is passed over was seen all the same, which tells it from what is not there.
-    seen = select(Reference.file_key).join_from(Reference, _ASKED, Reference.file_key == _ASKED.c.file_key).subquery()
-    found = seen.outerjoin(locked, locked.c.file_key == seen.c.file_key) if skip_locked else locked
     return select(
-        (seen if skip_locked else locked).c.file_key,
+        locked.c.file_key,
         locked.c.ref_count.label("before"),
         (locked.c.ref_count - locked.c.holder_count).label("free"),
         changed.c.ref_count.label("after"),
         changed.c.zero_ref_retention,
-    ).select_from(found.outerjoin(changed, changed.c.file_key == locked.c.file_key))
+    ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
+
+
+def _counted(locked: Any, asked: Any) -> dict[str, Any]:
+    return {
+        "ref_count": locked.c.ref_count + asked.c.net,
+        # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it, before
+        # the server looks for a newer one: with the old number of holders beside the new count they fail.
+        "holder_count": locked.c.holder_count,
+        "last_access_at": ACCESSED,
+    }
 
 
 COUNT = _counting()
-# By whether what is locked is passed over.
-PREPARED = {False: Prepared(COUNT), True: Prepared(_counting(skip_locked=True))}
+_COUNT = Prepared(COUNT)
+
+_FREE_ONES = (
+    select(Reference.file_key, Reference.ref_count, Reference.holder_count, _ASKED.c.net, _ASKED.c.low)
+    .join_from(Reference, _ASKED, Reference.file_key == _ASKED.c.file_key)
+    .order_by(Reference.file_key)
+    .with_for_update(of=Reference, skip_locked=True)
+    .cte("free_ones")
+)
+_COUNTED = (Reference.file_key, Reference.ref_count.label("after"), Reference.zero_ref_retention)
+COUNT_FREE = Prepared(
+    update(Reference)
+    .where(
+        Reference.file_key == _FREE_ONES.c.file_key,
+        _FREE_ONES.c.ref_count - _FREE_ONES.c.holder_count + _FREE_ONES.c.low >= 0,
+    )
+    .values(_counted(_FREE_ONES, _FREE_ONES))
+    .returning(*_COUNTED)
+)
+# Without a lock before: a row that changed while this waited for it is looked at again as it then is, all of it.
+COUNT_ONE = Prepared(
+    update(Reference)
+    .where(
+        Reference.file_key == bindparam("key", type_=Text()),
+        Reference.ref_count - Reference.holder_count + bindparam("low", type_=BigInteger()) >= 0,
+    )
+    .values(ref_count=Reference.ref_count + bindparam("net", type_=BigInteger()), last_access_at=ACCESSED)
+    .returning(*_COUNTED)
+)
+PRESENT = Prepared(select(Reference.file_key).where(Reference.file_key == func.any(bindparam("keys", ARRAY(Text())))))
 
 _READ = asked_keys()
 # A reader never waits for a row that somebody else counts on: what is skipped here is tried again later.
@@ -130,16 +159,45 @@ TOUCH = (
 )
 
 
-async def count_by_itself(
-    database: Database, changes: Callable[[], Mapping[str, Change]], *, skip_locked: bool = False
-) -> dict[str, Tally]:
-    """Apply changes in one statement that commits by itself; what is not in the answer is not there.
+async def count_free(database: Database, changes: Callable[[], Mapping[str, Change]]) -> dict[str, Tally]:
+    """Apply those changes that need to wait for nobody, in one statement that commits by itself.
 
-    With `skip_locked` it waits for nobody, and nothing is known of what somebody else has locked. `changes` is called
-    once there is a connection.
+    What is not in the answer is not there, locked by somebody else, or has too little. `changes` is called once there
+    is a connection, and so it is everywhere here.
     """
-    found = await database.fetch(PREPARED[skip_locked], lambda: parameters(changes()))
-    return {row["file_key"]: Tally(*(row[name] for name in Tally.__slots__)) for row in found}
+    asked: dict[str, Change] = {}
+
+    def values() -> dict[str, Any]:
+        asked.update(changes())
+        return parameters(asked)
+
+    found = await database.fetch(COUNT_FREE, values)
+    return {row["file_key"]: _tally(row, asked[row["file_key"]]) for row in found}
+
+
+async def count_one(database: Database, key: str, change: Callable[[], Change]) -> Tally | None:
+    """Apply one change, which waits for the reference's lock; commits by itself. None when it is not there."""
+    asked: list[Change] = []
+
+    def values() -> dict[str, Any]:
+        asked.append(change())
+        return {"key": key, "net": asked[-1].net, "low": asked[-1].low}
+
+    if found := await database.fetch(COUNT_ONE, values):
+        return _tally(found[0], asked[-1])
+    # Why, only the slower statement tells; by then the change may be possible, and is done.
+    found = await database.fetch(_COUNT, lambda: parameters({key: change()}))
+    return Tally(*(found[0][name] for name in Tally.__slots__)) if found else None
+
+
+async def present(database: Database, keys: Sequence[str]) -> set[str]:
+    """Which of the keys have a reference."""
+    return {row["file_key"] for row in await database.look_up(PRESENT, {"keys": in_order(keys)})}
+
+
+def _tally(row: Mapping[str, Any], change: Change) -> Tally:
+    before = row["after"] - change.net
+    return Tally(before, None, row["after"], row["zero_ref_retention"])
 
 
 async def register(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:

@@ -10,8 +10,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 
-from bdr.catalog.count import Change, Counted, Tally, count_by_itself
+from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, present
 from bdr.catalog.database import Database
 from bdr.errors import BinaryStorageError, Busy
 from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, put_down, take_up
@@ -45,8 +46,11 @@ class Counting:
         ask: _Ask = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
         if key in self._lanes:
             self._lanes[key].append(ask)
-        else:
+        elif self._lanes or self._groups.is_sending:
             self._groups.add(ask)
+        else:
+            # Who is alone needs no group: the statement for one costs least.
+            self._open_lanes({key: [ask]})
         return await ask.answered()
 
     async def close(self) -> None:
@@ -56,8 +60,12 @@ class Counting:
             await asyncio.wait(self._tasks)
 
     async def _commit(self, asks: list[_Ask]) -> None:
+        def changes() -> Mapping[str, Change]:
+            take_up(asks)
+            return {key: _change(own) for key, own in _by_key(asks).items()}
+
         try:
-            found = await self._sent(asks, skip_locked=True)
+            counted = await count_free(self._database, changes)
         except BinaryStorageError as error:
             if concerns_all(asks, error):
                 fail_all(asks, error)
@@ -65,19 +73,24 @@ class Counting:
                 # One of them is at fault, and the others shall not suffer for it.
                 self._open_lanes(_by_key(asks))
             return
-        left = {key: _answer(own, found.get(key)) for key, own in _by_key(asks).items()}
-        self._open_lanes({key: again for key, again in left.items() if again})
+        by_key = _by_key(asks)
+        for key, found in counted.items():
+            _answer(by_key.pop(key), found)
+        if by_key:
+            await self._tell_locked(by_key)
 
-    async def _sent(self, asks: list[_Ask], *, skip_locked: bool = False) -> Mapping[str, Tally]:
-        def changes() -> Mapping[str, Change]:
-            take_up(asks)
-            return {key: _change(own) for key, own in _by_key(asks).items()}
-
-        return await count_by_itself(self._database, changes, skip_locked=skip_locked)
+    async def _tell_locked(self, left: dict[str, list[_Ask]]) -> None:
+        """Nothing was done to these: what is not there is told so, and the others are asked for one by one."""
+        try:
+            there = await present(self._database, list(left))
+        except BinaryStorageError as error:
+            fail_all([ask for asks in left.values() for ask in asks], error)
+            return
+        for key in left.keys() - there:
+            _answer(left.pop(key), None)
+        self._open_lanes(left)
 
     def _open_lanes(self, left: Mapping[str, list[_Ask]]) -> None:
-        if not left:
-            return
         # With those that were gathered meanwhile: who asks later must not come before them.
         later = _by_key(self._groups.take_back(lambda item: item[0] in left))
         for key, asks in left.items():
@@ -121,7 +134,7 @@ class Counting:
         later: list[_Ask] = []
         while asks:
             try:
-                found = (await self._sent(asks)).get(key)
+                found = await count_one(self._database, key, partial(_taken_up, asks))
             except BinaryStorageError as error:
                 fail_all(asks + later, error)
                 return
@@ -131,6 +144,11 @@ class Counting:
             asks, later = again[:fits], again[fits:] + later
             if not asks:
                 asks, later = later, []
+
+
+def _taken_up(asks: list[_Ask]) -> Change:
+    take_up(asks)
+    return _change(asks)
 
 
 def _by_key(asks: Sequence[_Ask]) -> dict[str, list[_Ask]]:
@@ -157,8 +175,6 @@ def _answer(asks: list[_Ask], found: Tally | None) -> list[_Ask]:
         for ask in asks:
             ask.give(_MISSING)
         return []
-    if found.before is None:
-        return asks
     if found.after is None:
         refused = 0 if found.free else next((n for n, ask in enumerate(asks) if ask.item[1] > 0), len(asks))
         for ask in asks[:refused]:

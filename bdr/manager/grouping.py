@@ -102,6 +102,11 @@ class Groups(Generic[Item, Answer]):
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a group is under way, or about to be."""
+        return self._sending is not None
+
     def take_back(self, wanted: Callable[[Item], bool]) -> list[Ask[Item, Answer]]:
         """Those that were gathered and have not gone yet, if `wanted`; they go with no group any more."""
         taken = [ask for ask in self._gathered if wanted(ask.item)]
@@ -120,6 +125,8 @@ class Groups(Generic[Item, Answer]):
                 group, self._gathered = self._gathered[:_LARGEST], self._gathered[_LARGEST:]
                 with breaking_off(group):
                     await self._commit(group)
+                # Those who have just been answered may ask again at once, and go together.
+                await asyncio.sleep(0)
         except BaseException as error:
             for ask in self._gathered:
                 ask.break_off(error)

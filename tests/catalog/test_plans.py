@@ -21,6 +21,7 @@ from bdr.catalog import blob, clock, count, expiry, holder, instance, operation,
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.count import Change
 from bdr.catalog.operation import Record
+from bdr.catalog.prepared import Prepared
 from bdr.catalog.publication import Publication
 from bdr.catalog.reference import Reference
 from tests.catalog import filled
@@ -137,14 +138,24 @@ async def publish_many(connection: AsyncConnection) -> None:
     rows = [absent | new_reference() | {"file_key": f"new{one}", "blob_id": filled.blob(one)} for one in pending]
     many = [Publication(row, 1, bytes(32), record("succeeded")) for row in rows]
     values = publication.parameters(many)
-    prepared = publication.PUBLISH[True]
+    await past_sqlalchemy(connection, publication.PUBLISH[True], values)
+
+
+async def past_sqlalchemy(connection: AsyncConnection, prepared: Prepared, values: dict[str, Any]) -> None:
     await connection.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values)))
 
 
 async def count_free(connection: AsyncConnection) -> None:
     changes = {key: Change(1, -1) for key in keys(5001)}
-    prepared = count.PREPARED[True]
-    await connection.exec_driver_sql(prepared.sql, tuple(prepared.arguments(count.parameters(changes))))
+    await past_sqlalchemy(connection, count.COUNT_FREE, count.parameters(changes))
+
+
+async def count_one(connection: AsyncConnection) -> None:
+    await past_sqlalchemy(connection, count.COUNT_ONE, {"key": keys(5001)[0], "net": 1, "low": -1})
+
+
+async def present(connection: AsyncConnection) -> None:
+    await past_sqlalchemy(connection, count.PRESENT, {"keys": keys(5001)})
 
 
 def record(status: str) -> Record:
@@ -226,6 +237,8 @@ GUARDS: Final = [
     Guard("release", lambda own: count.release(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
     Guard("publish_many", publish_many, {"publish_many": {BLOB_KEY}}),
     Guard("count_free", count_free, {"count_free": {REFERENCE_KEY}}),
+    Guard("count_one", count_one, {"count_one": {REFERENCE_KEY}}, items=1),
+    Guard("present", present, {"present": {REFERENCE_KEY}}),
     Guard("touch", lambda own: count.touch(own, keys(5001)), {"TOUCH": {REFERENCE_KEY}}),
     # Each its own: what another has changed and rolled back would be met in the indexes.
     Guard("acquire", lambda own: holder.acquire(own, keys(5001), "new", lease=LEASE), {"ACQUIRE": {REFERENCE_KEY}}),

@@ -8,13 +8,16 @@ from typing import Any, Final, Literal, TypeVar, cast
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from bdr.catalog import count, publication
+from bdr.catalog import publication
 from bdr.catalog import storage as known_storages
+from bdr.catalog.count import Counted
 from bdr.catalog.database import Database, Values
 from bdr.catalog.prepared import Prepared
 from bdr.keys import new_id
 from bdr.lifecycle import BinaryDataLifecycleManager
+from bdr.manager.counting import Counting
 from bdr.manager.engine import Engine
+from bdr.manager.grouping import Ask
 from bdr.settings import (
     BinaryStorageConfig,
     CacheConfig,
@@ -39,11 +42,13 @@ _STEPS: Final = ("store", "store_stream", "retrieve", "delete", "get_metadata", 
 _NOTHING: Final = timedelta(0)
 
 
-class Locked(dict[str, Any]):
-    """A row of which nothing is known but its key."""
+class GroupedCounting(Counting):
+    """Every count goes with a group, as if others came at the same moment, and not by itself."""
 
-    def __missing__(self, _name: str) -> None:
-        return None
+    async def count(self, key: str, by: int) -> Counted:
+        ask: Ask[tuple[str, int], Counted] = Ask((key, by), key, "Counting")
+        self._groups.add(ask)
+        return await ask.answered()
 
 
 class SteppedDatabase(Database):
@@ -54,7 +59,7 @@ class SteppedDatabase(Database):
     """
 
     apart = True
-    # Without it, a group finds everything locked, without asking: every count goes by its lane, which waits.
+    # Without it, every count goes by itself, and a publication finds its row locked, without asking: both wait.
     grouping = True
 
     async def write(
@@ -67,8 +72,6 @@ class SteppedDatabase(Database):
         return await (self.transaction if self.apart else super().write)(work, keys, what, about)
 
     async def fetch(self, prepared: Prepared, values: Values) -> list[Any]:
-        if prepared is count.PREPARED[True] and not self.grouping:
-            return [Locked(file_key=key) for key in values()["asked_file_key"]]
         if prepared is publication.PUBLISH[True] and not self.grouping:
             return []
 
@@ -126,7 +129,10 @@ class Stage(Ground):
     @property
     def binary(self) -> BinaryDataLifecycleManager:
         """Another one for each session: what it remembers decides nothing, and what it gathers is one session's."""
-        return BinaryDataLifecycleManager(self._engines[self.start.hasty])
+        binary = BinaryDataLifecycleManager(self._engines[self.start.hasty])
+        if self.database.grouping:
+            binary.counting = GroupedCounting(self.database, 1, PATIENCE)
+        return binary
 
     async def lay_out(self, state: State) -> None:
         """Make the catalog and the storage hold `state`, under new keys and ids."""
