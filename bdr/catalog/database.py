@@ -19,6 +19,7 @@ from sqlalchemy.exc import DisconnectionError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, AsyncTransaction, create_async_engine
 
 from bdr.catalog import url as urls
+from bdr.catalog.drivers import Drivers
 from bdr.catalog.prepared import Prepared
 from bdr.catalog.session import open_connection
 from bdr.catalog.translate import is_lost, may_have_happened, translated
@@ -61,7 +62,7 @@ class Database:
         event.listen(self._engine.sync_engine, "handle_error", _remember_failure)
         event.listen(self._engine.sync_engine, "rollback_savepoint", _forget_failure)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._lent: set[asyncpg.Connection] = set()
+        self._drivers = Drivers(self._engine)
         self._borrowed = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -128,16 +129,17 @@ class Database:
             await asyncio.wait_for(self._idle.wait(), patience.total_seconds())
         except TimeoutError:
             log.warning("%d uses of %s were still under way when it was closed.", self._borrowed, self.shown)
-            for connection in self._lent:
-                connection.terminate()
+            self._drivers.terminate()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._drivers.close()
         await self._engine.dispose()
 
     @asynccontextmanager
     async def _borrow(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         async with self._in_use(), AsyncExitStack() as stack:
+            self._drivers.make_room()
             with self._making():
                 connection = await stack.enter_async_context(engine.connect())
             yield connection
@@ -146,20 +148,16 @@ class Database:
     async def _borrow_driver(self) -> AsyncIterator[asyncpg.Connection]:
         async with self._in_use():
             with self._making():
-                lent = await self._engine.raw_connection()
-            connection = lent.driver_connection
-            assert connection is not None  # noqa: S101 - it was just lent
-            self._lent.add(connection)
+                lent = await self._drivers.lend()
+            usable = False
             try:
-                yield connection
-            except BaseException as error:
-                # What is still under way on it, nobody else shall meet.
-                if not isinstance(error, Exception) or is_lost(error) or _is_closed(connection):
-                    lent.invalidate()
+                yield lent.driver
+                usable = True
+            except Exception as error:
+                usable = not is_lost(error)
                 raise
             finally:
-                self._lent.discard(connection)
-                lent.close()
+                self._drivers.take_back(lent, usable=usable)
 
     @asynccontextmanager
     async def _in_use(self) -> AsyncIterator[None]:

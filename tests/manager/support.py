@@ -107,9 +107,11 @@ def statements_of(binary: BinaryDataLifecycleManager, part: str) -> list[str]:
     def lent(connection: Any, _record: object, _proxy: object) -> None:
         connection.driver_connection.add_query_logger(past_sqlalchemy)
 
-    engine = binary.engine.database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    event.listen(engine, "checkout", lent)
+    database = binary.engine.database
+    for one in database._drivers._kept:
+        one.driver.add_query_logger(past_sqlalchemy)
+    event.listen(database._engine.sync_engine, "before_cursor_execute", note)
+    event.listen(database._engine.sync_engine, "checkout", lent)
     return sent
 
 
