@@ -33,9 +33,11 @@ from bdr.errors import (
     StorageFull,
     StorageMismatch,
     StorageUnavailable,
+    TooMuch,
     TransactionConflict,
 )
 from bdr.progress import BasicStats, OperationProgress, OperationStatus
+from bdr.results import BatchResult, ItemResult
 
 if TYPE_CHECKING:
     from bdr.catalog.holder import Holding
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessConfig",
     "BasicStats",
+    "BatchResult",
     "BinaryDataDetails",
     "BinaryDataLifecycleManager",
     "BinaryDataManager",
@@ -98,6 +101,7 @@ __all__ = [
     "InstanceConfig",
     "InvalidArgument",
     "IoError",
+    "ItemResult",
     "LifecycleCleanupConfig",
     "Lost",
     "NotReferenced",
@@ -121,6 +125,7 @@ __all__ = [
     "StorageType",
     "StorageUnavailable",
     "StoredObject",
+    "TooMuch",
     "TransactionConflict",
     "UploadConfig",
     "connect",

@@ -51,6 +51,10 @@ class Busy(OperationError, TimeoutError):
     """A connection or a row's lock was not to be had within the configured time; nothing was changed."""
 
 
+class TooMuch(OperationError):
+    """A plan is for more than a repair may change unasked; nothing was changed."""
+
+
 class TransactionConflict(OperationError):
     """The caller's transaction lost against another one; roll it back and try it again."""
 

@@ -1,37 +1,28 @@
 """BinaryDataLifecycleManager: counts, retention and the reaper, over the files of a BinaryDataManager."""
 
-import asyncio
-import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from bdr.catalog import count, reference
-from bdr.catalog.count import Counted
+from bdr.catalog import reference
 from bdr.catalog.database import as_connection, translated
-from bdr.catalog.holder import Holding, acquire, held_by, holders_of, let_all_go, let_go
-from bdr.errors import BinaryStorageError, InvalidArgument, OutcomeUnknown
+from bdr.catalog.holder import Holding, held_by, holders_of, let_all_go
 from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
+from bdr.manager.batch_counts import count_many, count_many_in
 from bdr.manager.counting import Counting
-from bdr.manager.deletion import Deletion, delete_references
+from bdr.manager.deletion import Deletion, cleanup_released
 from bdr.manager.engine import Engine
 from bdr.manager.explain import explain
 from bdr.manager.explanation import Explanation
-from bdr.manager.holding import checked_holder, checked_lease, not_held
+from bdr.manager.holding import Use, checked_holder, not_held, registering, releasing
 from bdr.manager.manager import CallersConnection
 from bdr.manager.operations import OnProgress
 from bdr.manager.retrieval import absent, whole_row
 from bdr.reaper.reap import reap
 from bdr.reaper.report import ReapReport
 from bdr.reaper.schedule import ReaperSchedule
-
-logger = logging.getLogger(__name__)
-
-Count = Callable[[AsyncConnection, Sequence[str]], Awaitable[Mapping[str, Counted]]]
+from bdr.results import BatchResult
 
 
 class BinaryDataLifecycleManager(BinaryDataManager):
@@ -70,18 +61,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             FileNotFound: there is no such reference (any more).
             TransactionConflict: the caller's transaction lost against another one, at REPEATABLE READ or above.
         """
-        if holder is None and (lease is not None or bound):
-            raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
-        if holder is not None:
-            instance_id = self.engine.instance_id if bound else None
-            take = partial(acquire, holder=checked_holder(holder), lease=checked_lease(lease), instance_id=instance_id)
-            counted = await self._count(key, take, "Registering", connection)
-        elif connection is not None:
-            counted = await self._count(key, count.register, "Registering", connection)
-        else:
-            counted = await self._count_in_group(key, 1)
-        assert counted.after is not None  # noqa: S101 - a reference that is there can always be registered
-        return counted.after
+        return await self._count(key, self._registering(holder, lease, bound=bound), connection)
 
     async def release_reference(
         self, key: str, *, holder: str | None = None, connection: CallersConnection | None = None
@@ -94,17 +74,41 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         Raises:
             NotReferenced: there is no such use; the count stays as it is.
         """
-        if holder is not None:
-            counted = await self._count(key, partial(let_go, holder=checked_holder(holder)), "Releasing", connection)
-        elif connection is not None:
-            counted = await self._count(key, count.release, "Releasing", connection)
-        else:
-            counted = await self._count_in_group(key, -1)
-        if counted.after is None:
-            raise not_held(key, holder, counted)
-        if connection is None:
-            await self._cleanup_released({key: counted})
-        return counted.after
+        return await self._count(key, releasing(holder), connection)
+
+    async def register_many(
+        self,
+        keys: Iterable[str],
+        *,
+        holder: str | None = None,
+        lease: timedelta | None = None,
+        bound: bool = False,
+        connection: CallersConnection | None = None,
+    ) -> BatchResult[int]:
+        """Count one more use of each file, in one statement for each 1,000; a result for each key, in their order.
+
+        Each is what `register_reference` would give or raise, called for one after the other: a key that comes twice
+        is counted twice. A file that somebody else keeps locked longer than `database.lock_timeout` is Busy, and a lost
+        answer is the OutcomeUnknown of each key of its statement.
+
+        Args:
+            keys: any iterable; no more than 1,000 are taken from it ahead.
+            connection: as of `register_reference`. An error of the database ends your transaction, and is raised.
+
+        Raises:
+            InvalidArgument: what is given cannot be for any of them.
+            OutcomeUnknown: the caller was cancelled, with the keys of what was counted or may have been.
+        """
+        return await self._count_many(keys, self._registering(holder, lease, bound=bound), connection)
+
+    async def release_many(
+        self, keys: Iterable[str], *, holder: str | None = None, connection: CallersConnection | None = None
+    ) -> BatchResult[int]:
+        """Count one use less of each file; as `release_reference` for one after the other, else as `register_many`.
+
+        Of a key that comes more often than it is held, the last releases are NotReferenced.
+        """
+        return await self._count_many(keys, releasing(holder), connection)
 
     async def release_holder(self, holder: str, *, connection: CallersConnection | None = None) -> int:
         """Release all that `holder` holds, in one statement; gives back how many references that were."""
@@ -117,7 +121,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             lambda own: let_all_go(own, name), what="Releasing", about=f"all that {name!r} holds"
         )
         # fail point: holder.released
-        await self._cleanup_released(released)
+        await cleanup_released(self.engine, released)
         return len(released)
 
     async def get_holders(self, key: str, limit: int = 1000) -> list[Holding]:
@@ -196,28 +200,39 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             await self._schedule.stop()
             self._schedule = None
 
-    async def _count_in_group(self, key: str, by: int) -> Counted:
-        self.engine.require_open()
-        if is_file_key(key):
-            counted = await self.counting.count(key, by)
-            # fail point: count.grouped
-            if counted.before is not None:
-                return counted
-        raise await absent(self.engine, key)
-
-    async def _count(self, key: str, take: Count, what: str, connection: CallersConnection | None) -> Counted:
+    async def _count(self, key: str, use: Use, connection: CallersConnection | None) -> int:
         self.engine.require_open()
         if not is_file_key(key):
             raise await absent(self.engine, key)
-        if connection is None:
-            counted = await self.engine.database.write(lambda own: take(own, [key]), keys=[key], what=what)
-        else:
+        if connection is not None:
             with translated():
-                counted = await take(await as_connection(connection), [key])
+                counted = (await use.take(await as_connection(connection), [key]))[key]
+        elif use.holder is not None:
+            counted = (await self.engine.database.write(lambda own: use.take(own, [key]), keys=[key], what=use.what))[
+                key
+            ]
+        else:
+            counted = await self.counting.count(key, use.by)
         # fail point: count.counted
-        if counted[key].before is None:
+        if counted.before is None:
             raise await absent(self.engine, key)
-        return counted[key]
+        if counted.after is None:
+            raise not_held(key, use.holder, counted)
+        if connection is None and use.by < 0:
+            await cleanup_released(self.engine, {key: counted})
+        return counted.after
+
+    async def _count_many(
+        self, keys: Iterable[str], use: Use, connection: CallersConnection | None
+    ) -> BatchResult[int]:
+        self.engine.require_open()
+        if connection is None:
+            return await count_many(self.engine, keys, use)
+        with translated():
+            return await count_many_in(await as_connection(connection), self.engine, keys, use)
+
+    def _registering(self, holder: str | None, lease: timedelta | None, *, bound: bool) -> Use:
+        return registering(holder, lease, self.engine.instance_id if bound else None)
 
     async def _set_pinned(self, key: str, *, pinned: bool) -> None:
         self.engine.require_open()
@@ -225,18 +240,3 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             lambda own: reference.set_pinned(own, key, pinned=pinned), keys=[key], what="Pinning"
         ):
             raise await absent(self.engine, key)
-
-    async def _cleanup_released(self, released: Mapping[str, Counted]) -> None:
-        # The release counts whatever becomes of this: a reaper does it later.
-        ended = [key for key, one in released.items() if one.after == 0 and one.zero_ref_retention == timedelta(0)]
-        if not ended:
-            return
-        try:
-            await delete_references(self.engine, ended, operation_type="cleanup", whatever_the_count=False)
-        except BinaryStorageError as error:
-            if isinstance(error, OutcomeUnknown) and error.cancelled:
-                raise OutcomeUnknown(ended, "Releasing") from error.__cause__
-            logger.warning("%s and what else was released with it is left to the reaper: %s", ended[0], error)
-        except asyncio.CancelledError as cancelled:
-            # A plain cancellation would say that nothing was counted.
-            raise OutcomeUnknown(ended, "Releasing") from cancelled

@@ -74,8 +74,21 @@ def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
 _ASKED = asked_for("asked", file_key=Text(), net=BigInteger(), low=BigInteger())
 
 
-def _counting() -> Any:
-    locked = locked_references(_ASKED)
+def _wholly(free: Any) -> tuple[Any, Any]:
+    """All that is asked of a reference, or nothing."""
+    return free + _ASKED.c.low >= 0, _ASKED.c.net
+
+
+def _as_far_as_it_goes(free: Any) -> tuple[Any, Any]:
+    """Of the releases asked of a reference, as many as there are uses."""
+    return free > 0, func.greatest(_ASKED.c.net, -free)
+
+
+def _counting(allowed: Callable[[Any], tuple[Any, Any]], *, skip_locked: bool = False) -> Any:
+    locked = locked_references(_ASKED, skip_locked=skip_locked)
+    # Who registered by name also releases by name: these are not for others to give away.
+    free = locked.c.ref_count - locked.c.holder_count
+    may, by = allowed(free)
     # Counted from what was found under the lock, not from the row that the update finds: that is as old as the
     # statement, so a release that waited for a registration would take the zero from before it for the count.
     changed = (
@@ -83,25 +96,24 @@ def _counting() -> Any:
         .where(
             Reference.file_key == locked.c.file_key,
             Reference.file_key == _ASKED.c.file_key,
-            # Who registered by name also releases by name: these are not for others to give away.
-            locked.c.ref_count - locked.c.holder_count + _ASKED.c.low >= 0,
+            may,
         )
-        .values(_counted(locked, _ASKED))
+        .values(_counted(locked, by))
         .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
         .cte("changed")
     )
     return select(
         locked.c.file_key,
         locked.c.ref_count.label("before"),
-        (locked.c.ref_count - locked.c.holder_count).label("free"),
+        free.label("free"),
         changed.c.ref_count.label("after"),
         changed.c.zero_ref_retention,
     ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
 
 
-def _counted(locked: Any, asked: Any) -> dict[str, Any]:
+def _counted(locked: Any, by: Any) -> dict[str, Any]:
     return {
-        "ref_count": locked.c.ref_count + asked.c.net,
+        "ref_count": locked.c.ref_count + by,
         # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it, before
         # the server looks for a newer one: with the old number of holders beside the new count they fail.
         "holder_count": locked.c.holder_count,
@@ -109,7 +121,10 @@ def _counted(locked: Any, asked: Any) -> dict[str, Any]:
     }
 
 
-COUNT = _counting()
+COUNT = _counting(_wholly)
+REGISTER_FREE = _counting(_wholly, skip_locked=True)
+RELEASE = _counting(_as_far_as_it_goes)
+RELEASE_FREE = _counting(_as_far_as_it_goes, skip_locked=True)
 _COUNT = Prepared(COUNT)
 
 _FREE_ONES = (
@@ -126,7 +141,7 @@ COUNT_FREE = Prepared(
         Reference.file_key == _FREE_ONES.c.file_key,
         _FREE_ONES.c.ref_count - _FREE_ONES.c.holder_count + _FREE_ONES.c.low >= 0,
     )
-    .values(_counted(_FREE_ONES, _FREE_ONES))
+    .values(_counted(_FREE_ONES, _FREE_ONES.c.net))
     .returning(*_COUNTED)
 )
 # Without a lock before: a row that changed while this waited for it is looked at again as it then is, all of it.
@@ -200,18 +215,27 @@ def _tally(row: Mapping[str, Any], change: Change) -> Tally:
     return Tally(before, None, row["after"], row["zero_ref_retention"])
 
 
-async def register(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:
-    """Add one to each key's count for each time it comes in `keys`; one answer per distinct key."""
-    return await _count(connection, {key: Change(number, 0) for key, number in Counter(keys).items()})
+async def register(
+    connection: AsyncConnection, keys: Sequence[str], *, skip_locked: bool = False
+) -> Mapping[str, Counted]:
+    """Add one to each key's count for each time it comes in `keys`; one answer per distinct key.
+
+    With `skip_locked` it waits for nobody, and what somebody else has locked looks as if it were not there.
+    """
+    changes = {key: Change(number, 0) for key, number in Counter(keys).items()}
+    return await _count(connection, REGISTER_FREE if skip_locked else COUNT, changes)
 
 
-async def release(connection: AsyncConnection, keys: Sequence[str]) -> Mapping[str, Counted]:
-    """Take one from each key's count for each time it comes in `keys`, never below zero: then it stays as it was."""
-    return await _count(connection, {key: Change(-number, -number) for key, number in Counter(keys).items()})
+async def release(
+    connection: AsyncConnection, keys: Sequence[str], *, skip_locked: bool = False
+) -> Mapping[str, Counted]:
+    """Take one from each key's count for each time it comes in `keys`, as far as there are uses; as `register`."""
+    changes = {key: Change(-number, -number) for key, number in Counter(keys).items()}
+    return await _count(connection, RELEASE_FREE if skip_locked else RELEASE, changes)
 
 
-async def _count(connection: AsyncConnection, changes: Mapping[str, Change]) -> dict[str, Counted]:
-    found = await connection.execute(COUNT, parameters(changes))
+async def _count(connection: AsyncConnection, statement: Any, changes: Mapping[str, Change]) -> dict[str, Counted]:
+    found = await connection.execute(statement, parameters(changes))
     counted = {row.file_key: Counted(row.before, row.after, row.zero_ref_retention) for row in found}
     return dict.fromkeys(changes, Counted(None, None, None)) | counted
 

@@ -117,30 +117,44 @@ _TERMS: dict[str, Any] = {
     "instance_id": bindparam("bound_to", type_=Uuid()),
     "lease_expires_at": func.clock_timestamp() + bindparam("lease", type_=Interval()),
 }
-_LOCKED = locked_references(asked_keys())
-_NAMED = insert(ReferenceHolder).from_select(
-    ["file_key", "holder", *_TERMS], select(_LOCKED.c.file_key, _HOLDER, *_TERMS.values())
-)
-# A registration by the same name that committed while this one waited for the lock is not in this statement's
-# snapshot; the conflict finds it all the same, and sets its terms anew. `xmax` is zero only in a row that was inserted.
-_ADDED = (
-    _NAMED.on_conflict_do_update(
-        index_elements=[ReferenceHolder.file_key, ReferenceHolder.holder],
-        set_={term: _NAMED.excluded[term] for term in _TERMS},
-    )
-    .returning(ReferenceHolder.file_key, (literal_column("reference_holder.xmax") == literal_column("0")).label("new"))
-    .cte("added")
-)
-_NEW = select(_ADDED.c.file_key).where(_ADDED.c.new).cte("new")
-ACQUIRE = _counted(_LOCKED, _NEW, 1, lambda after: func.coalesce(after, _LOCKED.c.ref_count))
 
-_LET_GO = (
-    delete(ReferenceHolder)
-    .where(ReferenceHolder.file_key == _LOCKED.c.file_key, ReferenceHolder.holder == _HOLDER)
-    .returning(ReferenceHolder.file_key)
-    .cte("let_go")
-)
-LET_GO = _counted(_LOCKED, _LET_GO, -1, lambda after: after)
+
+def _acquiring(*, skip_locked: bool = False) -> Any:
+    locked = locked_references(asked_keys(), skip_locked=skip_locked)
+    named = insert(ReferenceHolder).from_select(
+        ["file_key", "holder", *_TERMS], select(locked.c.file_key, _HOLDER, *_TERMS.values())
+    )
+    new = (literal_column("reference_holder.xmax") == literal_column("0")).label("new")
+    # A registration by the same name that committed while this one waited for the lock is not in this statement's
+    # snapshot; the conflict finds it all the same, and sets its terms anew. `xmax` is zero only in a row that was
+    # inserted.
+    added = (
+        named.on_conflict_do_update(
+            index_elements=[ReferenceHolder.file_key, ReferenceHolder.holder],
+            set_={term: named.excluded[term] for term in _TERMS},
+        )
+        .returning(ReferenceHolder.file_key, new)
+        .cte("added")
+    )
+    counted = select(added.c.file_key).where(added.c.new).cte("new")
+    return _counted(locked, counted, 1, lambda after: func.coalesce(after, locked.c.ref_count))
+
+
+def _letting_go(*, skip_locked: bool = False) -> Any:
+    locked = locked_references(asked_keys(), skip_locked=skip_locked)
+    let_go = (
+        delete(ReferenceHolder)
+        .where(ReferenceHolder.file_key == locked.c.file_key, ReferenceHolder.holder == _HOLDER)
+        .returning(ReferenceHolder.file_key)
+        .cte("let_go")
+    )
+    return _counted(locked, let_go, -1, lambda after: after)
+
+
+ACQUIRE = _acquiring()
+ACQUIRE_FREE = _acquiring(skip_locked=True)
+LET_GO = _letting_go()
+LET_GO_FREE = _letting_go(skip_locked=True)
 
 _HELD = (
     select(Reference.file_key)
@@ -225,15 +239,21 @@ async def acquire(
     *,
     lease: timedelta | None = None,
     instance_id: uuid.UUID | None = None,
+    skip_locked: bool = False,
 ) -> Mapping[str, Counted]:
-    """Register by name: counted once, however often; each time the lease and the instance are set anew."""
+    """Register by name: counted once, however often; each time the lease and the instance are set anew.
+
+    With `skip_locked` as `bdr.catalog.count.register`.
+    """
     terms = {"of_holder": holder, "lease": lease, "bound_to": instance_id}
-    return await _count(connection, ACQUIRE, keys, terms)
+    return await _count(connection, ACQUIRE_FREE if skip_locked else ACQUIRE, keys, terms)
 
 
-async def let_go(connection: AsyncConnection, keys: Sequence[str], holder: str) -> Mapping[str, Counted]:
+async def let_go(
+    connection: AsyncConnection, keys: Sequence[str], holder: str, *, skip_locked: bool = False
+) -> Mapping[str, Counted]:
     """Release by name; `after` is None where nothing of that name is held, and nothing changes then."""
-    return await _count(connection, LET_GO, keys, {"of_holder": holder})
+    return await _count(connection, LET_GO_FREE if skip_locked else LET_GO, keys, {"of_holder": holder})
 
 
 async def let_all_go(connection: AsyncConnection, holder: str) -> Mapping[str, Counted]:

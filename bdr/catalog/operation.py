@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Date,
@@ -35,7 +36,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, storable
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, in_order, storable
 from bdr.progress import OperationStatus
 
 # What a file key is looked up for once its reference is gone, or before it is there.
@@ -226,6 +227,13 @@ _RUNNING = (
     .cte("running")
     .prefix_with("MATERIALIZED", dialect="postgresql")
 )
+NEWEST_ENDS = (
+    _RECORD.distinct(Operation.file_key)
+    # In brackets, which SQLAlchemy does not put around a text: its OR would make it anybody's end.
+    .where(Operation.file_key == func.any(bindparam("keys", type_=ARRAY(Text()))), text(f"({_ENDS})"))
+    .where(Operation.operation_type != "retrieve")
+    .order_by(Operation.file_key, Operation.started_at.desc())
+)
 LATEST = _RECORD.order_by(Operation.started_at.desc()).limit(bindparam("batch"))
 LATEST_RUNNING = _with_elapsed(_RUNNING).order_by(_RUNNING.c.started_at.desc()).limit(bindparam("batch"))
 
@@ -269,12 +277,10 @@ async def find(connection: AsyncConnection, operation_id: uuid.UUID) -> AnyRow |
     return (await connection.execute(_RECORD.where(Operation.operation_id == operation_id))).one_or_none()
 
 
-async def newest_end(connection: AsyncConnection, file_key: str) -> AnyRow | None:
-    """The newest record that tells why there is no reference: it was deleted, or is being stored just now."""
-    # In brackets, which SQLAlchemy does not put around a text: its OR would make it anybody's end.
-    about_it = _RECORD.where(Operation.file_key == file_key, text(f"({_ENDS})"))
-    about_it = about_it.where(Operation.operation_type != "retrieve")
-    return (await connection.execute(about_it.order_by(Operation.started_at.desc()).limit(1))).one_or_none()
+async def newest_ends(connection: AsyncConnection, file_keys: Sequence[str]) -> dict[str, AnyRow]:
+    """By key the newest record that tells why there is no reference: it was deleted, or is being stored just now."""
+    found = await connection.execute(NEWEST_ENDS, {"keys": in_order(file_keys)})
+    return {row.file_key: row for row in found}
 
 
 async def latest(connection: AsyncConnection, batch: int, *, running: bool = False) -> Sequence[AnyRow]:

@@ -173,7 +173,7 @@ PAGE = (
     .limit(bindparam("batch"))
 )
 
-LOCK_REFERENCES = (
+_TO_LOCK = (
     select(
         Reference.file_key,
         Reference.blob_id,
@@ -184,8 +184,9 @@ LOCK_REFERENCES = (
     )
     .where(Reference.file_key == func.any(bindparam("keys")))
     .order_by(Reference.file_key)
-    .with_for_update()
 )
+LOCK_REFERENCES = _TO_LOCK.with_for_update()
+LOCK_FREE_REFERENCES = _TO_LOCK.with_for_update(skip_locked=True)
 LOCK_BLOBS = (
     select(Blob.blob_id).where(Blob.blob_id == func.any(bindparam("blob_ids"))).order_by(Blob.blob_id).with_for_update()
 )
@@ -246,9 +247,10 @@ async def exists_with(connection: AsyncConnection, key: str, blob_id: uuid.UUID)
     return found is not None
 
 
-async def lock(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, AnyRow]:
-    """Lock references in key order and read their counts as they are now."""
-    found = await connection.execute(LOCK_REFERENCES, {"keys": in_order(keys)})
+async def lock(connection: AsyncConnection, keys: Sequence[str], *, skip_locked: bool = False) -> dict[str, AnyRow]:
+    """Lock references in key order and read their counts as they are now; `skip_locked`, those that nobody holds."""
+    statement = LOCK_FREE_REFERENCES if skip_locked else LOCK_REFERENCES
+    found = await connection.execute(statement, {"keys": in_order(keys)})
     return {row.file_key: row for row in found}
 
 

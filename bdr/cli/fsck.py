@@ -15,7 +15,7 @@ from bdr.cli.options import Common, Given, Json
 from bdr.cli.output import JsonList, emit, emit_json, emit_table
 from bdr.cli.progress import OnProgress, transfer
 from bdr.cli.text import NOTHING, several, shown, size
-from bdr.errors import BinaryStorageError, ConfigError, InvalidArgument, OperationError
+from bdr.errors import BinaryStorageError, ConfigError, InvalidArgument, OperationError, TooMuch
 
 if TYPE_CHECKING:
     from bdr.fsck import Finding, FsckReport, Outcome, RepairReport
@@ -162,7 +162,6 @@ def _show(plan: Path, *, as_json: bool) -> int:
 async def _repair(plan: Path, common: Common, *, confirmed: bool, as_json: bool) -> int:
     from bdr.connect import connect
     from bdr.fsck import Result, repair
-    from bdr.fsck.repair import TooMuch
 
     async with connect(settings=common.settings()) as binary:
         try:

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from bdr.catalog import operation
-from bdr.errors import InvalidArgument, OperationError
+from bdr.errors import InvalidArgument, TooMuch
 from bdr.fsck.counts import correct_counts
 from bdr.fsck.findings import CATALOG, Examined, Finding, FindingKind, FsckReport
 from bdr.fsck.outcome import Outcome, RepairReport, Result, all_ended
@@ -25,10 +25,6 @@ from bdr.progress import OperationStatus
 from bdr.settings import FsckConfig
 
 logger = logging.getLogger(__name__)
-
-
-class TooMuch(OperationError):
-    """A plan is for more than a repair may change unasked; nothing was changed."""
 
 
 async def repair(

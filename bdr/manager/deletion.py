@@ -8,6 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from typing import Any
 
@@ -16,10 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bdr.catalog import holder, instance, operation, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.blob import ClaimedBlob
+from bdr.catalog.count import Counted
 from bdr.catalog.database import Database
 from bdr.catalog.operation import Record
 from bdr.catalog.reference import DeletedReference
-from bdr.errors import BinaryStorageError, OutcomeUnknown
+from bdr.errors import BinaryStorageError, OutcomeUnknown, Pinned
 from bdr.keys import new_id
 from bdr.manager.engine import Engine
 from bdr.manager.sweep import sweep_objects
@@ -48,6 +50,11 @@ def judge(row: AnyRow | None, *, whatever_the_count: bool, force: bool) -> Delet
     return Deletion.DELETED
 
 
+def pinned(key: str) -> Pinned:
+    """The error for a delete of what is pinned."""
+    return Pinned(f"The reference {key!r} is pinned; deleting it needs force=True.")
+
+
 def _record(
     instance_id: uuid.UUID, operation_type: str, row: AnyRow | DeletedReference, detail: dict[str, Any]
 ) -> Record:
@@ -71,17 +78,19 @@ async def delete_references(
     operation_type: str,
     whatever_the_count: bool,
     force: bool = False,
+    skip_locked: bool = False,
     connection: AsyncConnection | None = None,
 ) -> Mapping[str, Deletion]:
     """Delete references, then the objects of blobs that nobody else refers to.
 
-    With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper.
+    With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper. With
+    `skip_locked` it waits for nobody, and what somebody else has locked looks as if it were not there.
     """
     claimed: list[ClaimedBlob] = []
     verdicts: dict[str, Deletion] = {}
 
     async def work(own: AsyncConnection) -> None:
-        locked = await reference.lock(own, keys)
+        locked = await reference.lock(own, keys, skip_locked=skip_locked)
         # fail point: delete.locked
         for key in keys:
             verdicts[key] = judge(locked.get(key), whatever_the_count=whatever_the_count, force=force)
@@ -112,6 +121,27 @@ async def delete_references(
         # A plain cancellation would say that nothing was deleted.
         raise OutcomeUnknown(keys, what) from cancelled
     return verdicts
+
+
+async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
+    """Delete what a release has ended at once: no use is left, and no retention; gives back the keys.
+
+    The releases count whatever becomes of this: a reaper does it later.
+    """
+    ended = [key for key, one in released.items() if one.after == 0 and one.zero_ref_retention == timedelta(0)]
+    if not ended:
+        return set()
+    try:
+        verdicts = await delete_references(engine, ended, operation_type="cleanup", whatever_the_count=False)
+    except BinaryStorageError as error:
+        if isinstance(error, OutcomeUnknown) and error.cancelled:
+            raise OutcomeUnknown(ended, "Releasing") from error.__cause__
+        logger.warning("%s and what else was released with it is left to the reaper: %s", ended[0], error)
+        return set()
+    except asyncio.CancelledError as cancelled:
+        # A plain cancellation would say that nothing was counted.
+        raise OutcomeUnknown(ended, "Releasing") from cancelled
+    return {key for key, verdict in verdicts.items() if verdict is Deletion.DELETED}
 
 
 async def write_reaped(

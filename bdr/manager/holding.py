@@ -1,14 +1,66 @@
-"""Named holders as callers give them, checked; and what it means that one holds nothing."""
+"""How a file is held and let go, as callers say it; and what it means that one holds nothing."""
 
 import re
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Protocol
+from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bdr.catalog import count
 from bdr.catalog.count import Counted
-from bdr.catalog.holder import MAX_HOLDER_LENGTH
+from bdr.catalog.holder import MAX_HOLDER_LENGTH, acquire, let_go
 from bdr.errors import InvalidArgument, NotReferenced
 from bdr.settings.values import LONGEST
 
 _FORBIDDEN = re.compile(r"[\x00\ud800-\udfff]")
+
+
+class Take(Protocol):
+    """How the catalog counts many at once."""
+
+    def __call__(
+        self, connection: AsyncConnection, keys: Sequence[str], *, skip_locked: bool = False
+    ) -> Awaitable[Mapping[str, Counted]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a file more, or one less.
+
+    Attributes:
+        by: 1 or -1.
+        holder: by whose name; None is without.
+    """
+
+    by: int
+    take: Take
+    holder: str | None = None
+
+    @property
+    def what(self) -> str:
+        """What an error calls it."""
+        return "Registering" if self.by > 0 else "Releasing"
+
+
+def registering(holder: str | None, lease: timedelta | None, bound_to: UUID | None) -> Use:
+    """One use more; InvalidArgument when what is said of it cannot be."""
+    if holder is not None:
+        take = partial(acquire, holder=checked_holder(holder), lease=checked_lease(lease), instance_id=bound_to)
+        return Use(1, take, holder)
+    if lease is not None or bound_to is not None:
+        raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
+    return Use(1, count.register)
+
+
+def releasing(holder: str | None) -> Use:
+    """One use less."""
+    if holder is not None:
+        return Use(-1, partial(let_go, holder=checked_holder(holder)), holder)
+    return Use(-1, count.release)
 
 
 def checked_holder(holder: str) -> str:

@@ -1,7 +1,7 @@
 """BinaryDataManager: store, read, delete and look at files; counts and retention stand in `bdr.lifecycle`."""
 
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from bdr.catalog import reference
 from bdr.catalog.database import as_connection, translated
-from bdr.errors import FileNotFound, InvalidArgument, Pinned
+from bdr.errors import FileNotFound, InvalidArgument
 from bdr.keys import is_file_key, new_file_key
 from bdr.manager.access import AccessTimes
+from bdr.manager.batch_deletes import delete_many, delete_many_in
+from bdr.manager.batch_stores import StoreItems, store_many
 from bdr.manager.cache import ByteCache
-from bdr.manager.deletion import Deletion, delete_references
+from bdr.manager.deletion import Deletion, delete_references, pinned
 from bdr.manager.description import (
     BinaryDataDetails,
     as_details,
@@ -25,13 +27,14 @@ from bdr.manager.description import (
     type_of,
 )
 from bdr.manager.engine import Engine
-from bdr.manager.operations import OnProgress, Operations
+from bdr.manager.operations import OnProgress, Operations, RunningOperation
 from bdr.manager.reader import BinaryDataReader
 from bdr.manager.retrieval import Retrievals, absent, locate, whole_row
 from bdr.manager.sources import Source, of_bytes, of_file, of_stream, with_head
 from bdr.manager.upload import Upload, Uploads, guarded
 from bdr.progress import BasicStats, OperationProgress
 from bdr.reference import BinaryDataMetadata, BinaryDataReference
+from bdr.results import BatchResult
 from bdr.storage.protocol import BinaryDataStorage, StoredObject
 
 CallersConnection = AsyncConnection | AsyncSession
@@ -105,6 +108,21 @@ class BinaryDataManager:
         """
         return await self._store(of_stream(chunks, metadata), connection, operation_id, on_progress)
 
+    async def store_many(self, items: StoreItems, *, concurrency: int = 64) -> BatchResult[BinaryDataReference]:
+        """Store each item as `store_data` does; a result for each, in their order.
+
+        Args:
+            items: pairs of bytes and metadata (or None), of an iterable or an asynchronous one. None is taken from it
+                before one of the `concurrency` is free to store it, so it may be endlessly long and made as it goes.
+                An exception of theirs is raised again, and leaves nothing: what was stored before is deleted.
+            concurrency: how many are stored, and held in memory, at once.
+
+        Raises:
+            OutcomeUnknown: the caller was cancelled, with the keys of what was stored or may have been.
+        """
+        self.engine.require_open()
+        return await store_many(items, concurrency, store=self.store_data, discard=self.delete_many)
+
     async def get_data(
         self,
         key: str,
@@ -120,14 +138,7 @@ class BinaryDataManager:
             Corrupt: the object holds other bytes than were stored; they are not returned.
         """
         location = await locate(self.engine, key)
-        begun = await self.operations.begin(
-            "retrieve",
-            operation_id=operation_id,
-            file_key=key,
-            total_bytes=location.size,
-            on_progress=on_progress,
-            recorded=False,
-        )
+        begun = await self._begin_reading(key, location.size, operation_id, on_progress)
         with begun as running:
             data = await self.retrievals.whole(key, location, running)
         self.access.note(key, held=location.ref_count > 0)
@@ -153,14 +164,7 @@ class BinaryDataManager:
         if offset > location.size:
             raise InvalidArgument(f"get_range: offset {offset} lies beyond the end of {key!r} ({location.size} bytes).")
         length = min(length, location.size - offset)
-        begun = await self.operations.begin(
-            "retrieve",
-            operation_id=operation_id,
-            file_key=key,
-            total_bytes=length,
-            on_progress=on_progress,
-            recorded=False,
-        )
+        begun = await self._begin_reading(key, length, operation_id, on_progress)
         with begun as running:
             data = await self.retrievals.part(key, location, running, offset, length)
         self.access.note(key, held=location.ref_count > 0)
@@ -176,14 +180,7 @@ class BinaryDataManager:
     ) -> AsyncIterator[BinaryDataReader]:
         """A reader of the file: `async with binary.open(key) as reader`. It holds no connection between reads."""
         row = await whole_row(self.engine, key)
-        begun = await self.operations.begin(
-            "retrieve",
-            operation_id=operation_id,
-            file_key=key,
-            total_bytes=row.file_size,
-            on_progress=on_progress,
-            recorded=False,
-        )
+        begun = await self._begin_reading(key, row.file_size, operation_id, on_progress)
         with begun as running, self.access.reading(key, held=row.ref_count > 0):
             async with self.retrievals.reader(row, running) as reader:
                 yield reader
@@ -198,7 +195,21 @@ class BinaryDataManager:
         """
         verdict = await self.delete(key, "delete", whatever_the_count=True, force=force, connection=connection)
         if verdict is Deletion.PINNED:
-            raise Pinned(f"The reference {key!r} is pinned; deleting it needs force=True.")
+            raise pinned(key)
+
+    async def delete_many(
+        self, keys: Iterable[str], *, force: bool = False, connection: CallersConnection | None = None
+    ) -> BatchResult[None]:
+        """Delete each as `delete_data` does; a result for each key, in their order.
+
+        1,000 go in one transaction, and then their bytes. A key that comes twice is not there the second time; in a
+        transaction of yours it still is. What is locked, lost or cancelled as of `register_many`.
+        """
+        self.engine.require_open()
+        if connection is None:
+            return await delete_many(self.engine, keys, force=force)
+        with translated():
+            return await delete_many_in(await as_connection(connection), self.engine, keys, force=force)
 
     async def data_exists(self, key: str) -> bool:
         """Whether there is such a reference, and its object is in the storage."""
@@ -274,6 +285,18 @@ class BinaryDataManager:
         if verdicts[key] is Deletion.MISSING:
             raise await absent(self.engine, key)
         return verdicts[key]
+
+    async def _begin_reading(
+        self, key: str, size: int, operation_id: uuid.UUID | str | None, on_progress: OnProgress | None
+    ) -> RunningOperation:
+        return await self.operations.begin(
+            "retrieve",
+            operation_id=operation_id,
+            file_key=key,
+            total_bytes=size,
+            on_progress=on_progress,
+            recorded=False,
+        )
 
     async def _store(
         self,

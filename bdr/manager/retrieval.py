@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -36,16 +36,28 @@ def not_found(key: str) -> FileNotFound:
 
 async def absent(engine: Engine, key: str) -> FileNotFound:
     """The error for a key that no reference has, saying which absence it is: Gone, StillStoring, or never known."""
-    if not is_file_key(key):
-        return not_found(key)
+    return (await all_absent(engine, [key]))[0]
+
+
+async def all_absent(engine: Engine, keys: Sequence[str]) -> list[FileNotFound]:
+    """As `absent`, an error for each of `keys`."""
+    # Checked here: a NUL byte, for one, would be an error of the database.
+    known = [key for key in keys if is_file_key(key)]
+    if not known:
+        return [not_found(key) for key in keys]
     async with engine.database.reading() as connection:
-        return await absence(connection, key)
+        return await absences(connection, keys, known)
 
 
 async def absence(connection: AsyncConnection, key: str) -> FileNotFound:
-    """As `absent`, for a well-formed key, by one look into the records."""
-    end = await operation.newest_end(connection, key)
-    return not_found(key) if end is None else absence_told_by(end)
+    """As `absent`, for a well-formed key."""
+    return (await absences(connection, [key], [key]))[0]
+
+
+async def absences(connection: AsyncConnection, keys: Sequence[str], known: Sequence[str]) -> list[FileNotFound]:
+    """An error for each of `keys`, by one look into the records for those that are well-formed, the `known`."""
+    ends = await operation.newest_ends(connection, known)
+    return [absence_told_by(ends[key]) if key in ends else not_found(key) for key in keys]
 
 
 async def locate(engine: Engine, key: str) -> Location:

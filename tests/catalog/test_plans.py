@@ -50,6 +50,7 @@ MORE_PAGES: Final = 150
 # Never sent as they are: others are made from them.
 PARTS: Final = {
     "_DETAILS",
+    "_TO_LOCK",
     "_INSERT",
     "_ENDED",
     "_RECORD",
@@ -234,7 +235,13 @@ GUARDS: Final = [
     ),
     Guard("hand_back", lambda own: blob.hand_back(own, failed(), LEASE), {"HAND_BACK": {BLOB_KEY}}),
     Guard("register", lambda own: count.register(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
-    Guard("release", lambda own: count.release(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
+    Guard(
+        "register_free", lambda own: count.register(own, keys(5001), skip_locked=True), {"COUNT_FREE": {REFERENCE_KEY}}
+    ),
+    Guard("release", lambda own: count.release(own, keys(5001)), {"RELEASE": {REFERENCE_KEY}}),
+    Guard(
+        "release_free", lambda own: count.release(own, keys(5001), skip_locked=True), {"RELEASE_FREE": {REFERENCE_KEY}}
+    ),
     Guard("publish_many", publish_many, {"publish_many": {BLOB_KEY}}),
     Guard("count_free", count_free, {"count_free": {REFERENCE_KEY}}),
     Guard("count_one", count_one, {"count_one": {REFERENCE_KEY}}, items=1),
@@ -246,6 +253,21 @@ GUARDS: Final = [
         "renew_holder",
         lambda own: holder.acquire(own, filled.held_by(40), filled.holder(40), instance_id=filled.instance(1)),
         {"ACQUIRE": {REFERENCE_KEY}},
+    ),
+    Guard(
+        "acquire_free",
+        lambda own: holder.acquire(own, keys(5001), "newer", lease=LEASE, skip_locked=True),
+        {"ACQUIRE_FREE": {REFERENCE_KEY}},
+    ),
+    Guard(
+        "let_go_free",
+        lambda own: holder.let_go(own, filled.held_by(90), filled.holder(90), skip_locked=True),
+        {"LET_GO_FREE": {REFERENCE_KEY, f"{HOLDER_KEY}|{HOLDER_NAME}"}},
+    ),
+    Guard(
+        "lock_free",
+        lambda own: reference.lock(own, keys(5001), skip_locked=True),
+        {"LOCK_FREE_REFERENCES": {REFERENCE_KEY}},
     ),
     Guard(
         "let_go",
@@ -325,10 +347,9 @@ GUARDS: Final = [
     ),
     Guard("find", lambda own: operation.find(own, filled.operation(5)), {"find": {OPERATION_KEY}}, items=1),
     Guard(
-        "newest_end",
-        lambda own: operation.newest_end(own, filled.file_key(3)),
-        {"newest_end": {OPERATION_END}},
-        items=1,
+        "newest_ends",
+        lambda own: operation.newest_ends(own, keys(3)),
+        {"NEWEST_ENDS": {OPERATION_END}},
     ),
     Guard("latest", lambda own: operation.latest(own, BATCH), {"LATEST": {OPERATION_START}}),
     Guard(
