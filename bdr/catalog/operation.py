@@ -32,7 +32,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -228,7 +228,7 @@ _RUNNING = (
     .prefix_with("MATERIALIZED", dialect="postgresql")
 )
 NEWEST_ENDS = (
-    _RECORD.distinct(Operation.file_key)
+    _RECORD.ext(distinct_on(Operation.file_key))
     # In brackets, which SQLAlchemy does not put around a text: its OR would make it anybody's end.
     .where(Operation.file_key == func.any(bindparam("keys", type_=ARRAY(Text()))), text(f"({_ENDS})"))
     .where(Operation.operation_type != "retrieve")

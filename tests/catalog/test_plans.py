@@ -59,7 +59,6 @@ PARTS: Final = {
     "_SEEN",
     "_HOLDINGS",
     "_OF_EACH",
-    "_NAMED",
 }
 # Statistics are the sum of all records: TOTALS reads the whole of `operation` and `operation_total`, each time. Records
 # are pruned by age, which is what bounds it.
