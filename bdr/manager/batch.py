@@ -11,10 +11,9 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from bdr.catalog import reference
-from bdr.errors import BinaryStorageError, Busy, InvalidArgument, OperationError, OutcomeUnknown
+from bdr.errors import BinaryStorageError, Busy, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager.engine import Engine
-from bdr.manager.grouping import concerns_all
 from bdr.manager.retrieval import all_absent
 from bdr.results import BatchResult, ItemResult
 
@@ -140,7 +139,8 @@ def require_many(items: object, *kinds: type, what: str) -> None:
 
 
 def _may_concern_one(error: BinaryStorageError) -> bool:
-    return isinstance(error, OperationError | InvalidArgument) and not concerns_all(error)
+    refused = isinstance(error, OperationError | InvalidArgument)
+    return refused and not isinstance(error, Busy | InstanceClosed)
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
