@@ -22,7 +22,7 @@ from tests.lifecycle.support import change, rows
 
 AT_ONCE = timedelta(0)
 # How many references are there before the scenario begins.
-PREPARED = {"count": 1, "let go": 2, "hold": 2, "delete": 2, "join a transaction": 1, "reap": 6, "repair": 6}
+PREPARED = {"count": 1, "let go": 2, "hold": 2, "delete": 2, "many": 2, "join a transaction": 1, "reap": 6, "repair": 6}
 # A scenario that expires its own references: their retention is stamped when they are stored.
 EXPIRING = {
     "let go": {"zero_ref_retention": AT_ONCE},

@@ -5,7 +5,7 @@ It runs in processes of its own, forked from a server in which the fail points w
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -119,6 +119,20 @@ async def _delete(binary: BinaryDataLifecycleManager, task: Task, tell: Teller) 
         await tell("delete", key, binary.cleanup_data(key))
 
 
+async def _many(binary: BinaryDataLifecycleManager, task: Task, tell: Teller) -> None:
+    calls: dict[str, Callable[[Sequence[str]], Awaitable[bdr.BatchResult[Any]]]] = {
+        "register": binary.register_many,
+        "release": binary.release_many,
+        "delete": binary.delete_many,
+    }
+    for verb, call in calls.items():
+        for key in task.keys:
+            tell.tries(verb, key)
+        for one in await call(task.keys):
+            one.result()
+            tell.acknowledged(verb, str(one.key))
+
+
 async def _join_a_transaction(binary: BinaryDataLifecycleManager, task: Task, tell: Teller) -> None:
     engine = create_async_engine(task.url.replace("postgresql:", "postgresql+asyncpg:"))
 
@@ -168,6 +182,7 @@ SCENARIOS: dict[str, Scenario] = {
     "let go": _let_go,
     "hold": _hold,
     "delete": _delete,
+    "many": _many,
     "join a transaction": _join_a_transaction,
     "reap": _reap,
     "repair": _repair,
