@@ -92,7 +92,8 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         answer is the OutcomeUnknown of each key of its statement.
 
         Args:
-            keys: any iterable; no more than 1,000 are taken from it ahead.
+            keys: any iterable; no more than 1,000 are taken from it ahead. An exception of its own is raised again, and
+                what was counted before stays so.
             connection: as of `register_reference`. An error of the database ends your transaction, and is raised.
 
         Raises:
@@ -206,13 +207,12 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             raise await absent(self.engine, key)
         if connection is not None:
             with translated():
-                counted = (await use.take(await as_connection(connection), [key]))[key]
+                found = await use.take(await as_connection(connection), [key])
         elif use.holder is not None:
-            counted = (await self.engine.database.write(lambda own: use.take(own, [key]), keys=[key], what=use.what))[
-                key
-            ]
+            found = await self.engine.database.write(lambda own: use.take(own, [key]), keys=[key], what=use.what)
         else:
-            counted = await self.counting.count(key, use.by)
+            found = {key: await self.counting.count(key, use.by)}
+        counted = found[key]
         # fail point: count.counted
         if counted.before is None:
             raise await absent(self.engine, key)
@@ -229,7 +229,8 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         if connection is None:
             return await count_many(self.engine, keys, use)
         with translated():
-            return await count_many_in(await as_connection(connection), self.engine, keys, use)
+            joined = await as_connection(connection)
+        return await count_many_in(joined, self.engine, keys, use)
 
     def _registering(self, holder: str | None, lease: timedelta | None, *, bound: bool) -> Use:
         return registering(holder, lease, self.engine.instance_id if bound else None)

@@ -124,7 +124,7 @@ async def delete_references(
 
 
 async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
-    """Delete what a release has ended at once: no use is left, and no retention; gives back the keys.
+    """Delete what a release has ended at once: no use is left, and no retention; gives back what is not there any more.
 
     The releases count whatever becomes of this: a reaper does it later.
     """
@@ -141,7 +141,7 @@ async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> s
     except asyncio.CancelledError as cancelled:
         # A plain cancellation would say that nothing was counted.
         raise OutcomeUnknown(ended, "Releasing") from cancelled
-    return {key for key, verdict in verdicts.items() if verdict is Deletion.DELETED}
+    return {key for key, verdict in verdicts.items() if verdict in (Deletion.DELETED, Deletion.MISSING)}
 
 
 async def write_reaped(

@@ -209,7 +209,8 @@ class BinaryDataManager:
         if connection is None:
             return await delete_many(self.engine, keys, force=force)
         with translated():
-            return await delete_many_in(await as_connection(connection), self.engine, keys, force=force)
+            joined = await as_connection(connection)
+        return await delete_many_in(joined, self.engine, keys, force=force)
 
     async def data_exists(self, key: str) -> bool:
         """Whether there is such a reference, and its object is in the storage."""

@@ -327,6 +327,23 @@ async def test_all_is_part_of_the_callers_transaction_and_no_failure_of_one_spoi
     assert await blob_states(binary) == ["live"] * 6
 
 
+async def test_an_error_of_the_keys_themselves_is_raised_as_it_is(binary: Binary, caller: AsyncEngine) -> None:
+    (key,) = await store_many(binary, 1)
+
+    def failing() -> Iterator[str]:
+        yield key
+        raise OSError("the source")
+
+    async with caller.begin() as own:
+        verbs: list[Any] = [binary.register_many, binary.release_many, binary.delete_many]
+        for verb in verbs:
+            for connection in (None, own):
+                with pytest.raises(OSError, match="the source") as caught:
+                    await verb(failing(), connection=connection)
+                assert type(caught.value) is OSError
+    assert await count_of(binary, key) == 1
+
+
 @pytest.mark.parametrize("level", LEVELS[1:])
 async def test_a_snapshot_older_than_a_change_is_a_conflict_of_the_whole(
     binary: Binary, caller: AsyncEngine, level: str
