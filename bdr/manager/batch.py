@@ -10,7 +10,7 @@ from enum import Enum
 from itertools import islice
 from typing import Generic, TypeVar
 
-from bdr.catalog import reference
+from bdr.catalog.count import present
 from bdr.errors import BinaryStorageError, Busy, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
 from bdr.keys import is_file_key
 from bdr.manager.engine import Engine
@@ -115,7 +115,7 @@ class Batch(Generic[V]):
             return
         # When nobody can tell, they stay Busy: nothing was changed, which is true of both.
         with suppress(BinaryStorageError):
-            there = await reference.resolve(self._engine.database, list(busy))
+            there = await present(self._engine.database, list(busy))
             for key in busy:
                 if key not in there:
                     del ended[key]

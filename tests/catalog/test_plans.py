@@ -235,7 +235,9 @@ GUARDS: Final = [
     Guard("hand_back", lambda own: blob.hand_back(own, failed(), LEASE), {"HAND_BACK": {BLOB_KEY}}),
     Guard("register", lambda own: count.register(own, keys(5001)), {"COUNT": {REFERENCE_KEY}}),
     Guard(
-        "register_free", lambda own: count.register(own, keys(5001), skip_locked=True), {"COUNT_FREE": {REFERENCE_KEY}}
+        "register_free",
+        lambda own: count.register(own, keys(5001), skip_locked=True),
+        {"REGISTER_FREE": {REFERENCE_KEY}},
     ),
     Guard("release", lambda own: count.release(own, keys(5001)), {"RELEASE": {REFERENCE_KEY}}),
     Guard(
