@@ -21,6 +21,7 @@ _RULES = {
     "max_retention": "expired: its max_retention was over",
     "zero_ref_retention": "expired: nothing had referred to it for its zero_ref_retention",
     "deleted": "was deleted in a transaction, and then reaped",
+    "memory_gone": "was in the memory of an engine instance that has stopped",
 }
 
 

@@ -635,6 +635,28 @@ async def test_closing_does_not_wait_for_ever(seam: Database, counter_url: str) 
         await working
 
 
+async def test_closing_cuts_off_a_statement_past_sqlalchemy(seam: Database, counter_url: str) -> None:
+    sleep = Prepared(text("SELECT pg_sleep(60)"))
+    working = asyncio.create_task(seam.fetch(sleep, dict))
+    await until(counter_url, "wait_event = 'PgSleep'")
+    await seam.close(timedelta(milliseconds=50))
+    with pytest.raises(OutcomeUnknown):
+        await working
+
+
+async def test_connections_kept_past_sqlalchemy_are_there_for_it(counter_url: str, open_database: Open) -> None:
+    database = open_database(counter_url, pool_size=2)
+    for _ in range(2):
+        await asyncio.gather(*(database.look_up(ONE, {}) for _ in range(2)))
+        async with database.reading() as first, database.reading() as second:
+            assert [await one.scalar(COUNT) for one in (first, second)] == [0, 0]
+    async with database.reading():
+        assert len(await database.look_up(ONE, {})) == 1
+    mine = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    async with database.reading() as connection:
+        assert await connection.scalar(mine) == 2
+
+
 async def test_closing_twice_is_closing(seam: Database) -> None:
     await seam.close()
     await seam.close()

@@ -67,6 +67,15 @@ async def test_what_has_expired_says_by_which_rule(
         await binary.get_data(key)
 
 
+async def test_what_was_in_the_memory_of_an_engine_that_stopped_says_so(connect: Connect, database_url: str) -> None:
+    other = await connect()
+    memory = bdr.BinaryStorageConfig(storage_type="memory")
+    async with bdr.connect(database_url, storages={"scratch": memory}, default_storage="scratch") as binary:
+        key = (await binary.store_data(b"x")).file_key
+    with pytest.raises(bdr.Gone, match="was in the memory of an engine instance that has stopped"):
+        await other.get_data(key)
+
+
 async def test_what_is_still_being_stored_says_so_to_every_engine(connect: Connect) -> None:
     often = bdr.OperationsConfig(progress_interval=AT_ONCE)
     storing, other = await connect(operations=often, access=bdr.AccessConfig(flush_interval=SOON)), await connect()
