@@ -236,7 +236,13 @@ class OpenDalStorage:
 
     async def _written(self, path: str, data: bytes) -> StoredObject:
         self._check_size(path, len(data))
-        _, checksum = await asyncio.gather(self._put(path, data), _sha256(data))
+        if len(data) < SMALLEST_PIECE:
+            # Hashing it takes less than handing it to somebody.
+            checksum = hashlib.sha256(data).digest()
+            await self._put(path, data)
+        else:
+            hashing = asyncio.to_thread(hashlib.sha256, data)
+            checksum = (await asyncio.gather(hashing, self._put(path, data)))[0].digest()
         await self._settled(path)
         return StoredObject(len(data), checksum)
 
@@ -337,9 +343,3 @@ class OpenDalStorage:
 
 async def _alone(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-async def _sha256(data: bytes) -> bytes:
-    if len(data) < SMALLEST_PIECE:
-        return hashlib.sha256(data).digest()
-    return (await asyncio.to_thread(hashlib.sha256, data)).digest()
