@@ -12,6 +12,8 @@ from importlib.metadata import version
 from bdr.catalog import instance
 from bdr.catalog import storage as known_storages
 from bdr.catalog.database import Database
+from bdr.catalog.hints import Hints
+from bdr.catalog.listening import Listener
 from bdr.catalog.migrate import require_current, upgrade
 from bdr.catalog.storage import KnownStorage
 from bdr.errors import BinaryStorageError, StorageMismatch, StorageUnavailable
@@ -20,6 +22,7 @@ from bdr.lifecycle import BinaryDataLifecycleManager
 from bdr.manager.background import Background
 from bdr.manager.deletion import forget_memory
 from bdr.manager.engine import Engine
+from bdr.manager.locations import Locations
 from bdr.settings import BinaryStorageConfig, Settings, StorageType
 from bdr.storage import open_storage
 from bdr.storage.protocol import BinaryDataStorage, StorageMarker
@@ -31,6 +34,7 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     """A new engine instance of the catalog; it leaves when the stack ends."""
     database = await open_database(settings, stack)
     engine = await _join(settings, database, stack)
+    _remember(engine, stack)
     manager = BinaryDataLifecycleManager(engine)
     stack.push_async_callback(manager.retrievals.cache.close)
     background = Background(manager)
@@ -43,6 +47,20 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     stack.push_async_callback(manager.stop_cleanup_task)
     stack.callback(engine.close, "This connection to the catalog is closed.")
     return manager
+
+
+def _remember(engine: Engine, stack: AsyncExitStack) -> None:
+    """Remember where files lie, and tell and hear what makes that wrong."""
+    hints = Hints(engine.database)
+    engine.tell = hints.tell
+    stack.push_async_callback(hints.close)
+    limit = engine.settings.cache.locations
+    if limit:
+        engine.locations = Locations(limit)
+        listener = Listener(engine.database.connect_beside, engine.instance_id, engine.locations)
+        engine.at_close = listener.stop
+        listener.start()
+        stack.push_async_callback(listener.close)
 
 
 async def open_database(settings: Settings, stack: AsyncExitStack) -> Database:

@@ -89,6 +89,7 @@ class ProgressMeter:
     Args:
         operation_id: whose progress it is.
         operation_type: `store`, `retrieve`, ...
+        total_bytes: None when it is unknown.
         on_progress: called at most every 0.1 seconds, and once at the end. It only watches: when it raises, that is
             logged and it is not called again.
         clock: seconds that only grow.
@@ -99,6 +100,7 @@ class ProgressMeter:
         operation_id: uuid.UUID,
         operation_type: str,
         *,
+        total_bytes: int | None = None,
         on_progress: Callable[[OperationProgress], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,7 +108,7 @@ class ProgressMeter:
         self._operation_type = operation_type
         self._on_progress = on_progress
         self._clock = clock
-        self.start()
+        self.start(total_bytes)
 
     def start(self, total_bytes: int | None = None, *, started_at: datetime | None = None) -> None:
         """Begin from zero, now; what was waited for since the meter was made does not count.

@@ -5,15 +5,15 @@ wins. The claim skips a locked row; a count that waited for a claim finds no row
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, FromClause, Text, bindparam, func, select, update
+from sqlalchemy import ARRAY, BigInteger, Boolean, ColumnElement, FromClause, Text, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog.base import asked_for, asked_keys, in_order
+from bdr.catalog.base import asked_for, in_order
 from bdr.catalog.database import Database
 from bdr.catalog.prepared import Prepared
 from bdr.catalog.reference import Reference
@@ -60,11 +60,12 @@ class Change:
     low: int
 
 
-def locked_references(asked: FromClause, *, skip_locked: bool = False) -> Any:
+def locked_references(asked: FromClause, *conditions: ColumnElement[bool], skip_locked: bool = False) -> Any:
     """A CTE that locks the references asked for, in key order, and reads their counts as they are then."""
     return (
         select(Reference.file_key, Reference.ref_count, Reference.holder_count)
         .join_from(Reference, asked, Reference.file_key == asked.c.file_key)
+        .where(*conditions)
         .order_by(Reference.file_key)
         .with_for_update(of=Reference, skip_locked=skip_locked)
         .cte("locked")
@@ -156,9 +157,10 @@ COUNT_ONE = Prepared(
 )
 PRESENT = Prepared(select(Reference.file_key).where(Reference.file_key == func.any(bindparam("keys", ARRAY(Text())))))
 
-_READ = asked_keys()
+_READ = asked_for("asked", file_key=Text(), if_unheld=Boolean())
+_DUE = ~_READ.c.if_unheld | (Reference.ref_count == 0)
 # A reader never waits for a row that somebody else counts on: what is skipped here is tried again later.
-_FREE = locked_references(_READ, skip_locked=True)
+_FREE = locked_references(_READ, _DUE, skip_locked=True)
 _TOUCHED = (
     update(Reference)
     .where(Reference.file_key == _FREE.c.file_key)
@@ -170,7 +172,7 @@ TOUCH = (
     select(_READ.c.file_key)
     .join_from(_READ, Reference, Reference.file_key == _READ.c.file_key)
     .outerjoin(_TOUCHED, _TOUCHED.c.file_key == _READ.c.file_key)
-    .where(_TOUCHED.c.file_key.is_(None))
+    .where(_TOUCHED.c.file_key.is_(None), _DUE)
 )
 
 
@@ -251,6 +253,12 @@ def parameters(changes: Mapping[str, Change]) -> dict[str, Any]:
     }
 
 
-async def touch(connection: AsyncConnection, keys: Sequence[str]) -> list[str]:
-    """Set the access time of `keys` to now; gives back those that others had locked, to be tried again."""
-    return list((await connection.execute(TOUCH, {"asked_file_key": sorted(set(keys))})).scalars())
+async def touch(connection: AsyncConnection, keys: Collection[str], if_unheld: Collection[str] = ()) -> list[str]:
+    """Set the access time of `keys` to now, and of `if_unheld` where the count is zero.
+
+    Gives back those that others had locked, to be tried again.
+    """
+    asked = dict.fromkeys(if_unheld, True) | dict.fromkeys(keys, False)
+    ordered = sorted(asked)
+    values = {"asked_file_key": ordered, "asked_if_unheld": [asked[key] for key in ordered]}
+    return list((await connection.execute(TOUCH, values)).scalars())

@@ -122,6 +122,10 @@ class Database:
             async with self._borrow_driver() as connection:
                 return await prepared.fetch(connection, values)
 
+    async def connect_beside(self) -> asyncpg.Connection:
+        """A connection that is not the pool's, and the caller's to close."""
+        return await open_connection(self._url, self._config)
+
     async def close(self, patience: timedelta = timedelta(seconds=30)) -> None:
         """Refuse new work, wait for what is under way as long as `patience`, then drop all connections."""
         self._closed = True

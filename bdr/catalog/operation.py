@@ -4,6 +4,7 @@ Statistics are the totals plus the records still there. A total is only written 
 statement that prunes them, so nothing is counted twice or lost.
 """
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, in_order, storable
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, asked_for, in_order, storable
 from bdr.progress import OperationStatus
 
 # What a file key is looked up for once its reference is gone, or before it is there.
@@ -116,7 +117,6 @@ class Record:
 _NOW = func.clock_timestamp()
 _THEN = _NOW - bindparam("ago", type_=Interval())
 _INSERT = insert(Operation).values(started_at=_THEN - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
-_ENDED = _INSERT.values(finished_at=_THEN)
 
 
 def over_running(statement: Any) -> Any:
@@ -139,7 +139,33 @@ def over_running(statement: Any) -> Any:
     )
 
 
-WRITE_ENDED = over_running(_ENDED)
+_GIVEN = asked_for(
+    "given",
+    operation_id=Uuid(),
+    operation_type=Text(),
+    file_key=Text(),
+    namespace=Text(),
+    instance_id=Uuid(),
+    total_bytes=BigInteger(),
+    processed_bytes=BigInteger(),
+    status=Text(),
+    error=Text(),
+    detail=Text(),
+    elapsed=Interval(),
+    ago=Interval(),
+)
+_ENDED_AT = _NOW - _GIVEN.c.ago
+_ENDED: dict[str, Any] = {
+    **{name: column for name, column in _GIVEN.c.items() if name not in ("elapsed", "ago")},
+    "detail": cast(_GIVEN.c.detail, JSONB),
+    "started_at": _ENDED_AT - _GIVEN.c.elapsed,
+    "updated_at": _NOW,
+    "finished_at": _ENDED_AT,
+}
+# One statement for all: each read of a storage leaves a record. In id order, as whoever else locks running ones.
+WRITE_ENDED = over_running(
+    insert(Operation).from_select(list(_ENDED), select(*_ENDED.values()).order_by(_GIVEN.c.operation_id))
+)
 WRITE_RUNNING = over_running(_INSERT.values(finished_at=null()))
 
 
@@ -247,7 +273,10 @@ def _parameters(record: Record) -> dict[str, Any]:
 async def write_ended(connection: AsyncConnection, records: Sequence[Record]) -> None:
     """Write records of operations that have ended, over their `running` rows where there are any."""
     if records:
-        await connection.execute(WRITE_ENDED, [_parameters(record) for record in records])
+        rows = [_parameters(record) for record in records]
+        columns = {column.name: [row[column.name] for row in rows] for column in _GIVEN.c}
+        columns["detail"] = [None if detail is None else json.dumps(detail) for detail in columns["detail"]]
+        await connection.execute(WRITE_ENDED, {f"asked_{name}": values for name, values in columns.items()})
 
 
 async def write_running(connection: AsyncConnection, records: Sequence[Record]) -> None:

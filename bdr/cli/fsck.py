@@ -114,7 +114,7 @@ def _resumed(plan: Path) -> "Check":
 async def _check(plan: Path, common: Common, run: "Check", *, keep: bool, as_json: bool) -> int:
     from bdr.connect import connect
 
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         with _can_be_resumed(plan), transfer("Checking") as on_progress:
             report = await run(binary, on_progress)
     kept = _kept(plan, report, keep=keep)
@@ -163,7 +163,7 @@ async def _repair(plan: Path, common: Common, *, confirmed: bool, as_json: bool)
     from bdr.connect import connect
     from bdr.fsck import Result, repair
 
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         try:
             with transfer("Repairing") as on_progress:
                 report = await repair(

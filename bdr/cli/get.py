@@ -55,7 +55,7 @@ async def _copy(key: str, destination: AbstractContextManager[Write], common: Co
     from bdr.connect import connect
 
     with destination as write:
-        async with connect(settings=common.settings()) as binary:
+        async with connect(settings=common.settings_to_connect()) as binary:
             with transfer(key, visible=visible) as on_progress:
                 async with binary.open(key, on_progress=on_progress) as reader:
                     async for piece in reader:

@@ -39,7 +39,7 @@ async def register(
     if lease is not None and holder is None:
         raise UsageError("--lease belongs to a holder: give --holder, too.")
     length = None if lease is None else duration("--lease", lease)
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         count = await binary.register_reference(key, holder=holder, lease=length)
     _emit_count(key, count, as_json=as_json)
 
@@ -59,7 +59,7 @@ async def release(key: Key | None = None, /, *, holder: Holder = None, as_json: 
 
     if key is None and holder is None:
         raise UsageError("Give the KEY of a file, or --holder to release all that it holds.")
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         if key is not None:
             count = await binary.release_reference(key, holder=holder)
         else:
@@ -87,7 +87,7 @@ async def holders(
 
     if (key is None) == (holder is None):
         raise UsageError("Give the KEY of a file, or --holder to see what it holds.")
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         if key is not None:
             found = await binary.get_holders(key, limit)
         else:
@@ -116,7 +116,7 @@ async def _set_pinned(keys: Sequence[str], common: Common, *, pinned: bool, as_j
     from bdr.connect import connect
 
     code = DONE
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         with JsonList() if as_json else nullcontext() as listed:
             for key in keys:
                 error = await attempted(binary.pin(key) if pinned else binary.unpin(key))

@@ -39,6 +39,11 @@ class Common:
 
         return load_settings(database_url=self.database_url)
 
+    def settings_to_connect(self) -> "Settings":
+        """The same, for an engine that does one thing: it remembers no places, and so needs no connection to listen."""
+        settings = self.settings()
+        return settings.model_copy(update={"cache": settings.cache.model_copy(update={"locations": 0})})
+
 
 CommonOptions = Annotated[Common, Parameter(name="*", group=Group("Global options", sort_key=9))]
 # Parsed before the command's own options, wherever they stand; see `bdr.cli.app`.

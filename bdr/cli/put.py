@@ -62,7 +62,7 @@ async def _put_all(paths: Sequence[str], metadata: "BinaryDataMetadata", *, as_j
     from bdr.connect import connect
 
     code = DONE
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         with JsonList() if as_json else nullcontext() as listed:
             for path in paths:
                 outcome = await attempted(_store(binary, path, metadata))

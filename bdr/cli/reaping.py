@@ -25,7 +25,7 @@ async def reap(*, confirm: bool = False, as_json: Json = False, common: Given) -
     """
     from bdr.connect import connect
 
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         with waiting("Reaping"):
             report = await binary.reap(confirmed=confirm)
     if as_json:
@@ -50,7 +50,7 @@ async def reaper(*, common: Given) -> None:
     from bdr.cli.daemon import Daemon
 
     configure(common.level("info"))
-    await Daemon(common.settings()).run()
+    await Daemon(common.settings_to_connect()).run()
 
 
 def _fields(report: "ReapReport") -> list[tuple[str, str]]:

@@ -80,7 +80,7 @@ async def explain(key: Key, /, *, as_json: Json = False, common: Given) -> int:
     """
     from bdr.connect import connect
 
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         explanation = await binary.explain(key)
     if as_json:
         emit_json(explanation.model_dump(mode="json"))
@@ -99,7 +99,7 @@ async def rm(key: Key, /, *, force: bool = False, as_json: Json = False, common:
     from bdr.connect import connect
     from bdr.manager.deletion import Deletion
 
-    async with connect(settings=common.settings()) as binary:
+    async with connect(settings=common.settings_to_connect()) as binary:
         verdict = await binary.delete(key, "delete", whatever_the_count=force, force=force)
         if verdict is Deletion.PINNED:
             raise Pinned(f"The reference {key!r} is pinned; --force deletes it all the same.")

@@ -98,6 +98,7 @@ async def _retired_together(
 
     deleted, turned = await engine.database.transaction(work, keys=[], what="Repairing")
     # fail point: repair.committed
+    engine.forget({row.blob_id for row in deleted})
     outcomes = [
         Outcome(one, Result.REPAIRED, "quarantined" if why else "left to the reaper")
         if one.blob_id in turned

@@ -19,23 +19,32 @@ class AccessTimes:
 
     A reference that is held expires by its age alone, so it is touched at most once every `interval`: an update of a
     hot row under somebody's long transaction costs time that grows with the square of their number.
+
+    Who goes by a remembered place does not know whether the reference is still held: it may have been released, and
+    then every read counts. What was touched lately is written only if the catalog finds it unheld.
     """
 
     def __init__(self, database: Database, interval: timedelta) -> None:
         self._database = database
         self._interval = interval.total_seconds()
         self._waiting: set[str] = set()
+        self._recalled: set[str] = set()
         # When each key was last touched, the longest ago first.
         self._touched: OrderedDict[str, float] = OrderedDict()
         self._open: Counter[str] = Counter()
         self._flushing = asyncio.Lock()
 
-    def note(self, file_key: str, *, held: bool) -> None:
-        """Remember that the reference was read just now."""
-        if held and self._is_recent(file_key):
-            return
-        if len(self._waiting) < _LIMIT:
+    def note(self, file_key: str, *, held: bool | None) -> None:
+        """Remember that the reference was read just now; `held` is None when that is not known."""
+        if held is None:
+            self.note_recalled(file_key)
+        elif not (held and self._is_recent(file_key)) and len(self._waiting) < _LIMIT:
             self._waiting.add(file_key)
+
+    def note_recalled(self, file_key: str) -> None:
+        """Remember that it was read just now, by who does not know whether it is held."""
+        if len(self._recalled) < _LIMIT:
+            self._recalled.add(file_key)
 
     @contextmanager
     def reading(self, file_key: str, *, held: bool) -> Iterator[None]:
@@ -53,19 +62,24 @@ class AccessTimes:
         """Write what is waiting, in one statement; what others had locked waits for the next time."""
         async with self._flushing:
             self._waiting.update(key for key in self._open if not self._is_recent(key))
-            if self._waiting:
-                await self._write()
+            recalled, self._recalled = self._recalled, set()
+            recent = {key for key in recalled if self._is_recent(key)} - self._waiting
+            self._waiting |= recalled - recent
+            if self._waiting or recent:
+                await self._write(recent)
 
-    async def _write(self) -> None:
+    async def _write(self, recent: set[str]) -> None:
         keys, self._waiting = self._waiting, set()
         # Before they are written: what is read meanwhile need not be written again.
         self._remember(keys)
         try:
-            skipped = set(await self._database.write(lambda connection: count.touch(connection, list(keys))))
+            skipped = set(await self._database.write(lambda connection: count.touch(connection, keys, recent)))
         except BaseException:
             self._try_again(keys)
+            self._recalled |= recent
             raise
-        self._try_again(skipped)
+        self._try_again(skipped - recent)
+        self._recalled |= skipped & recent
 
     def _is_recent(self, file_key: str) -> bool:
         touched = self._touched.get(file_key)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
-from bdr.errors import InstanceClosed
+from bdr.errors import BinaryStorageError, Corrupt, FileNotFound, InstanceClosed
 
 V = TypeVar("V")
 
@@ -105,18 +105,24 @@ class ByteCache:
     """
 
     def __init__(self, capacity: int, max_entry: int) -> None:
+        self._is_on = capacity > 0
         self._max_entry = max_entry
         self._kept: Kept[bytes] = Kept(capacity)
         self._loading: dict[uuid.UUID, asyncio.Task[bytes]] = {}
 
     async def get(self, blob_id: uuid.UUID, size: int, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The entry, or what `load` gives; of concurrent calls that miss one entry, one loads it for all."""
-        if size >= self._max_entry:
+        """The entry, or what `load` gives; of concurrent calls that miss one entry, one loads it for all.
+
+        Each call has an error of its own: what is wrong with the file, its own `load` finds out, for it may know the
+        file by another key; what is wrong with the storage is the same for all.
+        """
+        if size >= self._max_entry or not self._is_on:
             return await load()
         kept = self._kept.get(blob_id)
         if kept is not None:
             return kept
         task = self._loading.get(blob_id)
+        leads = task is None
         if task is None:
             task = asyncio.create_task(self._load(blob_id, load))
             self._loading[blob_id] = task
@@ -125,7 +131,16 @@ class ByteCache:
         await asyncio.wait({task})
         if task.cancelled():
             raise InstanceClosed("This connection to the catalog was closed while the file was being read.")
+        error = None if leads else task.exception()
+        if isinstance(error, FileNotFound | Corrupt):
+            return await load()
+        if isinstance(error, BinaryStorageError):
+            raise type(error)(str(error)) from error
         return task.result()
+
+    def kept(self, blob_id: uuid.UUID) -> bytes | None:
+        """The entry, if there is one; that is a use of it."""
+        return self._kept.get(blob_id)
 
     def put(self, blob_id: uuid.UUID, data: bytes) -> None:
         """Keep `data`, if it is small enough and worth more than what would have to go."""

@@ -88,6 +88,7 @@ async def delete_references(
     """
     claimed: list[ClaimedBlob] = []
     verdicts: dict[str, Deletion] = {}
+    blob_ids: set[uuid.UUID] = set()
 
     async def work(own: AsyncConnection) -> None:
         locked = await reference.lock(own, keys, skip_locked=skip_locked)
@@ -103,6 +104,7 @@ async def delete_references(
             if whatever_the_count:
                 await holder.forget(own, ended)
         else:
+            blob_ids.update(row.blob_id for row in doomed)
             orphaned = await reference.remove(own, doomed, engine.settings.reaper.lease)
             # fail point: delete.removed
             claimed.extend(ClaimedBlob(*row) for row in orphaned)
@@ -113,7 +115,11 @@ async def delete_references(
         await work(connection)
         return verdicts
     what = operation_type.capitalize()
-    await engine.database.transaction(work, keys=keys, what=what)
+    try:
+        await engine.database.transaction(work, keys=keys, what=what)
+    finally:
+        # Also when the answer was lost: they may be gone.
+        engine.forget(blob_ids)
     # fail point: delete.committed
     try:
         await _sweep_at_once(engine, claimed)

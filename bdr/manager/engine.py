@@ -1,11 +1,13 @@
 """What every part of a running engine instance shares: the catalog, the storages, the settings, its identity."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from bdr.catalog.database import Database
+from bdr.catalog.reference import Location
 from bdr.errors import ConfigError, InstanceClosed, StorageMismatch, StorageUnavailable
+from bdr.manager.locations import Locations
 from bdr.settings import Settings
 from bdr.storage.protocol import BinaryDataStorage, StorageMarker
 
@@ -17,6 +19,9 @@ class Engine:
     Attributes:
         storages: by their name in the catalog, which for a memory storage carries the instance.
         default_storage: the name under which new files are stored.
+        locations: where files lie, as far as it is remembered.
+        tell: has other engines told which blobs have lost a reference.
+        at_close: called when it is closed, or declared dead.
     """
 
     settings: Settings
@@ -25,17 +30,35 @@ class Engine:
     instance_id: uuid.UUID
     storages: Mapping[str, BinaryDataStorage]
     default_storage: str
+    locations: Locations = field(default_factory=lambda: Locations(0))
+    tell: Callable[[Collection[uuid.UUID]], None] = lambda _blob_ids: None
+    at_close: Callable[[], None] = lambda: None
     _closed: str | None = None
     _verified: set[str] = field(default_factory=set)
 
     def close(self, reason: str) -> None:
         """From now on every call is refused with `reason`; the first reason stays."""
         self._closed = self._closed or reason
+        self.at_close()
 
     def require_open(self) -> None:
         """Raise InstanceClosed once this instance was closed or declared dead."""
         if self._closed is not None:
             raise InstanceClosed(self._closed)
+
+    def remembered(self, key: str) -> Location | None:
+        """Where the bytes of a key lie, if that is known without asking; InstanceClosed as `require_open`."""
+        self.require_open()
+        return self.locations.get(key)
+
+    def forget(self, blob_ids: Collection[uuid.UUID]) -> None:
+        """These blobs have lost references, or may have: no engine shall go by what it remembers of them.
+
+        To be called once that is committed: who was told before might remember it anew.
+        """
+        if blob_ids:
+            self.locations.drop(blob_ids)
+            self.tell(blob_ids)
 
     def storage(self, name: str) -> BinaryDataStorage:
         """The storage of that name; ConfigError or StorageUnavailable when this instance cannot reach it."""

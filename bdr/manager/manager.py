@@ -137,11 +137,18 @@ class BinaryDataManager:
             Lost: the reference is there, its object is not.
             Corrupt: the object holds other bytes than were stored; they are not returned.
         """
-        location = await locate(self.engine, key)
+        remembered = self.engine.remembered(key)
+        if remembered is not None and operation_id is None and on_progress is None:
+            kept = self.retrievals.cache.kept(remembered.blob_id)
+            if kept is not None:
+                # Nobody was asked, and nothing is recorded.
+                self.access.note_recalled(key)
+                return kept
+        location = remembered or await locate(self.engine, key)
         begun = await self._begin_reading(key, location.size, operation_id, on_progress)
         with begun as running:
             data = await self.retrievals.whole(key, location, running)
-        self.access.note(key, held=location.ref_count > 0)
+        self.access.note(key, held=None if remembered else location.ref_count > 0)
         return data
 
     async def get_range(
@@ -160,14 +167,15 @@ class BinaryDataManager:
         """
         if offset < 0 or length < 0:
             raise InvalidArgument(f"get_range: offset {offset} and length {length} must not be negative.")
-        location = await locate(self.engine, key)
+        remembered = self.engine.remembered(key)
+        location = remembered or await locate(self.engine, key)
         if offset > location.size:
             raise InvalidArgument(f"get_range: offset {offset} lies beyond the end of {key!r} ({location.size} bytes).")
         length = min(length, location.size - offset)
         begun = await self._begin_reading(key, length, operation_id, on_progress)
         with begun as running:
             data = await self.retrievals.part(key, location, running, offset, length)
-        self.access.note(key, held=location.ref_count > 0)
+        self.access.note(key, held=None if remembered else location.ref_count > 0)
         return data
 
     @asynccontextmanager

@@ -57,8 +57,7 @@ class RunningOperation:
         self._file_key = file_key
         self._namespace = namespace
         self._ended = ended
-        self._meter = ProgressMeter(operation_id, operation_type, on_progress=on_progress)
-        self._meter.start(total_bytes)
+        self._meter = ProgressMeter(operation_id, operation_type, total_bytes=total_bytes, on_progress=on_progress)
 
     @property
     def was_shown(self) -> bool:
@@ -73,9 +72,11 @@ class RunningOperation:
         """How far it is now."""
         return self._meter.snapshot()
 
-    def record(self, status: OperationStatus, error: str | None = None) -> Record:
-        """What to write down if it has this status now."""
+    def record(self, status: OperationStatus | None = None, error: str | None = None) -> Record:
+        """What to write down if it has this status now; without one, as it ended."""
         now = self._meter.snapshot()
+        if status is None:
+            status, error = OperationStatus(now.status), now.error
         return Record(
             operation_id=self.operation_id,
             operation_type=self._operation_type,
@@ -234,8 +235,7 @@ class Operations:
     def _ended(self, running: RunningOperation) -> None:
         self._running.pop(running.operation_id, None)
         if running.recorded:
-            last = running.progress()
-            self._wait_with(running.record(OperationStatus(last.status), last.error), time.monotonic())
+            self._wait_with(running.record(), time.monotonic())
 
     async def _write_ended(self) -> None:
         ended, self._waiting = self._waiting, OrderedDict()

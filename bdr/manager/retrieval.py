@@ -61,12 +61,14 @@ async def absences(connection: AsyncConnection, keys: Sequence[str], known: Sequ
 
 
 async def locate(engine: Engine, key: str) -> Location:
-    """Where the bytes of a key lie; FileNotFound when there is no such reference."""
+    """Where the bytes of a key lie, as the catalog says now; FileNotFound when there is no such reference."""
     engine.require_open()
     # Checked here: a NUL byte, for one, would be an error of the database.
     if is_file_key(key):
+        mark = engine.locations.mark()
         found = await reference.resolve(engine.database, [key])
         if key in found:
+            engine.locations.put(key, found[key], mark)
             return found[key]
     raise await absent(engine, key)
 
@@ -92,9 +94,9 @@ async def fetch(
 ) -> T:
     """Read from where the bytes lie; when they are not there, the catalog is asked again before anything is said.
 
-    A reader resolves without a lock. If a delete commits after that, the object may be gone when it is read: the
-    second look finds no row, and the answer is Gone. If the row has a new place, that is tried: it was moved, and each
-    further try needs another move. If it still means the same place, the object is lost.
+    A reader resolves without a lock, or goes by what it remembers. If a delete commits after that, the object may be
+    gone when it is read: the second look finds no row, and the answer is Gone. If the row has a new place, that is
+    tried: it was moved, and each further try needs another move. If it still means the same place, the object is lost.
     """
     while True:
         try:
@@ -108,6 +110,7 @@ async def _moved(engine: Engine, key: str, location: Location, error: FileNotFou
     try:
         again = await locate(engine, key)
     except FileNotFound:
+        engine.locations.drop([location.blob_id])
         raise Gone(f"The reference {key!r} was deleted while it was being read.") from error
     if (again.storage_name, again.object_path) == (location.storage_name, location.object_path):
         raise Lost(

@@ -17,6 +17,7 @@ from bdr.catalog.blob import PENDING, Reservation
 from bdr.catalog.database import translated
 from bdr.catalog.operation import Record
 from bdr.catalog.publication import Publication
+from bdr.catalog.reference import Location
 from bdr.catalog.turns import ahead
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OperationError, OutcomeUnknown, TransactionConflict
 from bdr.manager.engine import Engine
@@ -143,7 +144,10 @@ class Uploads:
     ) -> None:
         record = running.record(OperationStatus.SUCCEEDED)
         if connection is None:
+            mark = self._engine.locations.mark()
             published = await self.publishing.publish(Publication(row, stored.size, stored.checksum, record))
+            if published:
+                self._engine.locations.put(upload.file_key, _location(upload.reservation, stored), mark)
         else:
             with translated():
                 published = await _publish_in(connection, row, stored, record)
@@ -212,6 +216,10 @@ class Uploads:
             # A reaper was done with the row before our write was: what we wrote needs an owner again.
             await blob.readopt(own, reservation, upload.grace, why)
         return Ending.OWNED
+
+
+def _location(place: Reservation, stored: StoredObject) -> Location:
+    return Location(place.blob_id, place.storage_name, place.object_path, stored.size, stored.checksum, ref_count=1)
 
 
 async def _lock(upload: Upload, connection: AsyncConnection) -> None:

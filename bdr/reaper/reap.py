@@ -151,6 +151,7 @@ class _Pass:
         while not self._stopping():
             expired = await self._engine.database.transaction(work)
             # fail point: reap.expired-committed
+            self._engine.forget({one.blob_id for one in expired})
             self._report.references += len(expired)
             if len(expired) < batch:
                 return

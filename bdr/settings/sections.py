@@ -174,15 +174,17 @@ class UploadConfig(Section):
 
 
 class CacheConfig(Section):
-    """The cache of one engine; a capacity of zero turns it off.
+    """What one engine keeps in memory: files, and where files lie; zero turns either off.
 
     Attributes:
-        capacity: bytes in all.
-        max_entry: the largest entry, in bytes.
+        capacity: bytes of files in all.
+        max_entry: the largest file, in bytes.
+        locations: of how many files it is remembered where they lie; that takes one more connection, which listens.
     """
 
     capacity: Size = 100 * MiB
     max_entry: Size = 10 * MiB
+    locations: int = Field(default=20_000, ge=0, le=10_000_000)
 
 
 class DatabaseConfig(Section):

@@ -10,7 +10,7 @@ import stamina
 
 from bdr.errors import BinaryStorageError, InstanceClosed, StorageUnavailable
 from bdr.storage.runtime import RUNTIME
-from bdr.storage.translate import Translator
+from bdr.storage.translate import FAILURES, Translator
 
 T = TypeVar("T")
 
@@ -52,13 +52,20 @@ class Calls:
     async def once(self, action: str, path: str, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, which is made once: for writes, of which a lost one may still land."""
         self.check()
+        # Not `with self.translated(...)`: every read passes here, and a context manager costs more than all the rest.
         async with self.slots:
-            with self.translated(action, path):
+            try:
                 return await call()
+            except FAILURES as error:
+                raise self.translated.error(action, path, error) from None
 
     async def retried(self, action: str, path: str, call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, made up to three times while the storage is unavailable."""
-        return await self.until(StorageUnavailable, lambda: self.once(action, path, call))
+        began = time.monotonic()
+        try:
+            return await self.once(action, path, call)
+        except StorageUnavailable as error:
+            return await self._once_more(StorageUnavailable, began, error, lambda: self.once(action, path, call))
 
     async def until(self, passing: type[BinaryStorageError], call: Callable[[], Awaitable[T]]) -> T:
         """The result of `call`, made again a few times, for less than a second in all, when it raises `passing`."""
@@ -66,10 +73,19 @@ class Calls:
         try:
             return await call()
         except passing as error:
-            if time.monotonic() - began >= self.patience.total_seconds():
-                # It hung, and would again.
-                raise
-            return await self._again(passing, _failed_once(error, call))
+            return await self._once_more(passing, began, error, call)
+
+    async def _once_more(
+        self,
+        passing: type[BinaryStorageError],
+        began: float,
+        error: BinaryStorageError,
+        call: Callable[[], Awaitable[T]],
+    ) -> T:
+        if time.monotonic() - began >= self.patience.total_seconds():
+            # It hung, and would again.
+            raise error
+        return await self._again(passing, _failed_once(error, call))
 
 
 def _failed_once(error: BinaryStorageError, call: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:

@@ -2,12 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-
-from opendal.file import AsyncFile
 
 from bdr.errors import (
     Corrupt,
@@ -121,8 +119,11 @@ class OpenDalStorage:
     async def retrieve(self, path: str) -> bytes:
         """The whole object. FileNotFound when it is not there."""
         checked_path(path)
-        async with self._absence_confirmed():
+        try:
             return await self._calls.retried("read", path, lambda: self._operator.read(path))
+        except FileNotFound:
+            await self._confirm_absence()
+            raise
 
     async def retrieve_range(self, path: str, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. FileNotFound; Corrupt when the object is shorter than that."""
@@ -265,13 +266,8 @@ class OpenDalStorage:
         return stored
 
     async def _opened(self, path: str) -> StreamWriter:
-
-        def call() -> Awaitable[AsyncFile]:
-            return self._operator.open(
-                path, "wb", chunk=PART_SIZE, concurrent=_PARTS_AT_ONCE, if_not_exists=self._only_new
-            )
-
-        file = await self._calls.once("write", path, call)
+        opened = partial(self._operator.open, path, "wb", chunk=PART_SIZE, concurrent=_PARTS_AT_ONCE)
+        file = await self._calls.once("write", path, lambda: opened(if_not_exists=self._only_new))
         return StreamWriter(file, path, self._translated, self._calls.slots)
 
     async def _append(self, writer: StreamWriter, path: str, piece: bytes) -> None:
@@ -324,11 +320,14 @@ class OpenDalStorage:
         try:
             yield
         except FileNotFound:
-            if await self._marker_text() is None and self._marker_seen:
-                raise StorageUnavailable(
-                    f"the marker of {self._translated} has disappeared: it is not mounted, or was emptied or replaced"
-                ) from None
+            await self._confirm_absence()
             raise
+
+    async def _confirm_absence(self) -> None:
+        if await self._marker_text() is None and self._marker_seen:
+            raise StorageUnavailable(
+                f"the marker of {self._translated} has disappeared: it is not mounted, or was emptied or replaced"
+            ) from None
 
     async def _marker_now(self) -> StorageMarker | None:
         text = await self._marker_text()

@@ -25,7 +25,7 @@ from bdr.errors import (
     StorageUnavailable,
 )
 
-_FAILURES: tuple[type[Exception], ...] = (
+FAILURES: tuple[type[Exception], ...] = (
     OSError,
     *(found for found in vars(exceptions).values() if isinstance(found, type) and issubclass(found, Exception)),
 )
@@ -159,7 +159,7 @@ class Translator:
         """For the block: `action` is a verb such as `read`."""
         try:
             yield
-        except _FAILURES as error:
+        except FAILURES as error:
             # Not chained: the original's text goes on with a backtrace without names, and may hold a URL's password.
             raise self.error(action, path, error) from None
 

@@ -122,4 +122,7 @@ def _literal(value: Any) -> str:
 def _element(value: Any) -> str:
     if value is None:
         return "NULL"
-    return f'"\\\\x{value.hex()}"' if isinstance(value, bytes) else f'"{value}"'
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    quoted = str(value).replace("'", "''").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}"'

@@ -19,6 +19,8 @@ from tests.fixtures.engines import AT_ONCE
 from tests.fixtures.postgres import PostgresServer, wheel_bindir
 from tests.guarantees import violations
 from tests.lifecycle.support import chunks
+from tests.manager.support import until_gone
+from tests.storage.helpers import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 # The users that the page makes, by what they may do; an auditor is made as an engine is.
@@ -180,6 +182,19 @@ async def test_an_engine_can_call_every_verb(storing: bdr.BinaryDataLifecycleMan
                 assert await reader.read() == b"held"
         else:
             await call
+
+
+async def test_an_engine_hears_what_another_deletes(catalog_url: str, fs_config: bdr.BinaryStorageConfig) -> None:
+    url = acting_as(catalog_url, ENGINE)
+    async with bdr.connect(url, fs_config) as binary, bdr.connect(url, fs_config) as other:
+
+        async def listens() -> bool:
+            return binary.engine.locations.mark() is not None
+
+        await until(listens)
+        key = (await binary.store_data(b"hello")).file_key
+        await other.delete_data(key)
+        await until_gone(binary, key)
 
 
 async def test_an_engine_reaps_what_is_due_in_every_state(catalog_url: str, fs_config: bdr.BinaryStorageConfig) -> None:

@@ -24,11 +24,15 @@ async def caller(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 def connect_through(connect: Connect, proxy: MakeProxy, postgres: PostgresServer, database_url: str) -> ConnectThrough:
-    """`await connect_through(**settings)` gives an engine and the proxy between it and PostgreSQL."""
+    """`await connect_through(**settings)` gives an engine and the proxy between it and PostgreSQL.
+
+    It does not listen, so that what passes the proxy is what a test has asked for.
+    """
 
     async def start(**settings: Any) -> tuple[bdr.BinaryDataLifecycleManager, TcpProxy]:
         between = await proxy("127.0.0.1", postgres.port)
         url = database_url.replace(f":{postgres.port}/", f":{between.port}/") + "?sslmode=disable"
-        return await connect(database_url=url, **settings), between
+        quiet = {"cache": bdr.CacheConfig(locations=0)}
+        return await connect(database_url=url, **(quiet | settings)), between
 
     return start

@@ -40,7 +40,8 @@ async def test_when_every_connection_is_in_use_each_call_says_so_after_a_bounded
 ) -> None:
     watcher = await connect()
     limits = bdr.DatabaseConfig.model_validate(PATIENT | {"pool_size": 2, "pool_timeout": "200ms"})
-    binary = await connect(database=limits)
+    # Else a read of what was just stored would need no connection.
+    binary = await connect(database=limits, cache=bdr.CacheConfig(locations=0))
     keys = [(await binary.store_data(b"data")).file_key for _ in range(2)]
     calls = (
         lambda: binary.get_data(keys[0]),

@@ -148,3 +148,16 @@ def as_nobody() -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
+
+
+async def until_gone(binary: BinaryDataLifecycleManager, key: str) -> None:
+    """Return when the engine serves the file no more: it may have to hear of the delete first."""
+
+    async def gone() -> bool:
+        try:
+            await binary.get_data(key)
+        except bdr.FileNotFound:
+            return True
+        return False
+
+    await until(gone)

@@ -13,8 +13,10 @@ from bdr import BinaryDataLifecycleManager
 from bdr.manager.cache import OVERHEAD, ByteCache, Kept
 from tests.fixtures.engines import Connect
 from tests.fixtures.storages import MakeStorageConfig, RedisServer
+from tests.lifecycle.support import change
+from tests.lifecycle.test_shared_blob import share
 from tests.manager.conftest import ConnectRedis
-from tests.manager.support import NEVER, counting, object_file, records, redis_key
+from tests.manager.support import NEVER, counting, object_file, records, redis_key, until_gone
 from tests.storage.helpers import redis_command, until
 
 MiB = 1024 * 1024
@@ -245,6 +247,51 @@ async def test_an_error_reaches_all_who_wait_and_is_not_kept(
     assert await binary.get_data(key) == b"hello"
 
 
+@pytest.mark.parametrize("damage", ["lost", "corrupt", "unreachable"])
+async def test_each_caller_of_one_failed_read_has_an_error_of_its_own_that_names_its_own_key(
+    connect_redis: ConnectRedis, redis_server: RedisServer, damage: str
+) -> None:
+    binary, proxy = await connect_redis(access=NEVER)
+    key = (await binary.store_data(b"hello")).file_key
+    second = await binary.engine.database.write(lambda own: share(own, key))
+    name = await redis_key(binary, key)
+    keys = [key, second, second]
+    proxy.pause()
+    calls = [asyncio.create_task(binary.get_data(one)) for one in keys]
+    await until_waiting_for_one_read(binary, len(calls))
+    if damage == "unreachable":
+        proxy.stop()
+    else:
+        await redis_command(redis_server, f"DEL {name}" if damage == "lost" else f"SET {name} HELLO")
+    proxy.resume()
+    failures = await asyncio.gather(*calls, return_exceptions=True)
+    expected = {"lost": bdr.Lost, "corrupt": bdr.Corrupt, "unreachable": bdr.StorageUnavailable}[damage]
+    assert [type(failure) for failure in failures] == [expected] * 3
+    assert len(set(map(id, failures))) == 3
+    if damage != "unreachable":
+        assert [one in str(failure) for one, failure in zip(keys, failures, strict=True)] == [True] * 3
+
+
+async def test_who_waited_for_a_read_by_a_key_that_was_deleted_meanwhile_reads_by_its_own(
+    connect_redis: ConnectRedis, redis_server: RedisServer
+) -> None:
+    binary, proxy = await connect_redis(access=NEVER, cache=bdr.CacheConfig(locations=0))
+    key = (await binary.store_data(b"hello")).file_key
+    second = await binary.engine.database.write(lambda own: share(own, key))
+    name = await redis_key(binary, key)
+    proxy.pause()
+    calls = [asyncio.create_task(binary.get_data(one)) for one in (key, second)]
+    await until_waiting_for_one_read(binary, len(calls))
+    # Deleted and moved at once: the one key means nothing any more, and the other a new place.
+    await redis_command(redis_server, f"RENAME {name} {name}x")
+    await change(binary, "DELETE FROM bdr.binary_data_reference WHERE file_key = :key", key=key)
+    await change(binary, "UPDATE bdr.blob SET object_path = object_path || 'x'")
+    proxy.resume()
+    first, other = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(first, bdr.Gone)
+    assert other == b"hello"
+
+
 async def test_reads_that_nobody_waits_for_any_more_end_with_the_connection(
     connect_redis: ConnectRedis, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -270,6 +317,7 @@ async def test_nothing_is_served_for_a_key_that_was_deleted(connect: Connect, by
     key = (await binary.store_data(b"hello")).file_key
     assert await binary.get_data(key) == b"hello"
     await other.delete_data(key)
+    await until_gone(binary, key)
     with pytest.raises(bdr.FileNotFound, match="was deleted"):
         await binary.get_data(key)
 
@@ -279,8 +327,7 @@ async def test_nothing_is_served_for_a_key_that_was_reaped(connect: Connect) -> 
     key = (await binary.store_data(b"hello")).file_key
     assert await binary.get_data(key) == b"hello"
     await (await connect()).reap()
-    with pytest.raises(bdr.FileNotFound):
-        await binary.get_data(key)
+    await until_gone(binary, key)
 
 
 async def test_corrupt_bytes_never_enter(connect: Connect) -> None:
