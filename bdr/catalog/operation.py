@@ -115,8 +115,6 @@ class Record:
 
 
 _NOW = func.clock_timestamp()
-_THEN = _NOW - bindparam("ago", type_=Interval())
-_INSERT = insert(Operation).values(started_at=_THEN - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
 
 
 def over_running(statement: Any) -> Any:
@@ -166,7 +164,12 @@ _ENDED: dict[str, Any] = {
 WRITE_ENDED = over_running(
     insert(Operation).from_select(list(_ENDED), select(*_ENDED.values()).order_by(_GIVEN.c.operation_id))
 )
-WRITE_RUNNING = over_running(_INSERT.values(finished_at=null()))
+_STILL_RUNNING: dict[str, Any] = _ENDED | {"finished_at": null()}
+WRITE_RUNNING = over_running(
+    insert(Operation).from_select(
+        list(_STILL_RUNNING), select(*_STILL_RUNNING.values()).order_by(_GIVEN.c.operation_id)
+    )
+)
 
 
 def _prune(condition: Any) -> Any:
@@ -264,26 +267,24 @@ LATEST = _RECORD.order_by(Operation.started_at.desc()).limit(bindparam("batch"))
 LATEST_RUNNING = _with_elapsed(_RUNNING).order_by(_RUNNING.c.started_at.desc()).limit(bindparam("batch"))
 
 
-def _parameters(record: Record) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in Record.__slots__}
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    columns = {column.name: [getattr(one, column.name) for one in records] for column in _GIVEN.c}
     # An error may come from anybody's code; one that cannot be held must not keep its neighbours from being written.
-    return values | {"error": None if record.error is None else storable(record.error)}
+    columns["error"] = [None if error is None else storable(error) for error in columns["error"]]
+    columns["detail"] = [None if detail is None else json.dumps(detail) for detail in columns["detail"]]
+    return {f"asked_{name}": values for name, values in columns.items()}
 
 
 async def write_ended(connection: AsyncConnection, records: Sequence[Record]) -> None:
     """Write records of operations that have ended, over their `running` rows where there are any."""
     if records:
-        rows = [_parameters(record) for record in records]
-        columns = {column.name: [row[column.name] for row in rows] for column in _GIVEN.c}
-        columns["detail"] = [None if detail is None else json.dumps(detail) for detail in columns["detail"]]
-        await connection.execute(WRITE_ENDED, {f"asked_{name}": values for name, values in columns.items()})
+        await connection.execute(WRITE_ENDED, _columns(records))
 
 
 async def write_running(connection: AsyncConnection, records: Sequence[Record]) -> None:
     """Write how far operations are that take long; in id order, so that two writers cannot deadlock."""
     if records:
-        ordered = sorted(records, key=lambda record: record.operation_id)
-        await connection.execute(WRITE_RUNNING, [_parameters(record) for record in ordered])
+        await connection.execute(WRITE_RUNNING, _columns(records))
 
 
 async def prune_old(connection: AsyncConnection, age: timedelta, batch: int) -> int:

@@ -51,7 +51,6 @@ MORE_PAGES: Final = 150
 PARTS: Final = {
     "_DETAILS",
     "_TO_LOCK",
-    "_INSERT",
     "_RECORD",
     "_KNOWN",
     "_NEWEST_TO_GO",
