@@ -23,6 +23,7 @@ class StreamWriter:
         self._size = 0
         # Any: whatever OpenDAL gives back, nobody looks at it.
         self._in_flight: asyncio.Future[Any] | None = None
+        self._hashing: asyncio.Future[None] | None = None
         self._closing = False
         self.path_was_taken = False
 
@@ -32,15 +33,18 @@ class StreamWriter:
         return self._size
 
     async def write(self, piece: bytes) -> None:
-        """Write one piece while it is hashed."""
+        """Write one piece; it is hashed meanwhile, and still may be while the next one is made and written."""
         async with self._slots:
+            await self._hashed()
             written = self._in_flight = asyncio.ensure_future(self._file.write(piece))
-            await asyncio.gather(self._finished(written), asyncio.to_thread(self._digest.update, piece))
+            self._hashing = asyncio.ensure_future(asyncio.to_thread(self._digest.update, piece))
+            await self._finished(written)
         self._size += len(piece)
 
     async def commit(self) -> StoredObject:
         """Complete the object; it is there when this returns."""
         async with self._slots:
+            await self._hashed()
             self._closing = True
             closed = self._in_flight = asyncio.ensure_future(self._file.close())
             await self._finished(closed)
@@ -55,6 +59,11 @@ class StreamWriter:
             await asyncio.wait({self._in_flight})
         if not self._closing:
             await self.commit()
+
+    async def _hashed(self) -> None:
+        # Not awaited itself: it goes on when the caller is cancelled, and the object may have to be completed after it.
+        if self._hashing is not None:
+            await asyncio.wait({self._hashing})
 
     async def _finished(self, call: asyncio.Future[Any]) -> None:
         # Shielded, because a cancelled call goes on unseen, and the object must not be touched while it does.
