@@ -17,7 +17,7 @@ from bdr.errors import BinaryStorageError
 from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
 from bdr.manager.operations import OnProgress, Operations, RunningOperation
-from bdr.manager.sweep import sweep_objects
+from bdr.manager.sweep import Sweep, sweep_objects
 from bdr.progress import OperationStatus
 from bdr.reaper import breaker
 from bdr.reaper.report import ReapReport
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
+# Of each storage: one whose objects are being deleted, and one for which the catalog is asked.
+_LANES = 2
 
 Stopping = Callable[[], bool]
 
@@ -134,27 +136,38 @@ class _Pass:
         except BinaryStorageError as error:
             self._report.unreachable[name] = str(error)
             return
-        await self._expire(name)
         await self._strand(name)
-        await self._delete(name)
+        # While the objects of one batch are deleted the catalog is busy with another, and no transaction is open
+        # meanwhile. The lanes meet as two reapers do: what one has claimed the other skips. One that fails lets the
+        # other end.
+        ended = await asyncio.gather(*(self._lane(name) for _ in range(_LANES)), return_exceptions=True)
+        for failure in ended:
+            if failure is not None:
+                raise failure
 
-    async def _expire(self, name: str) -> None:
+    async def _lane(self, name: str) -> None:
+        """Expire references and delete objects, a batch of each in turn, until there is no whole batch of either."""
         batch = self._settings.batch_size
+        expired = deleted = batch
         since: datetime | None = None
+        while batch in (expired, deleted) and name not in self._report.unreachable and not self._stopping():
+            if expired == batch:
+                expired, since = await self._expire(name, since)
+            deleted = await self._delete(name)
+
+    async def _expire(self, name: str, since: datetime | None) -> tuple[int, datetime | None]:
+        """Delete a batch of references that expired `since` then; gives back how many, and when the last one had."""
 
         async def work(own: AsyncConnection) -> list[DeletedReference]:
-            expired = await expiry.claim_expired(own, name, batch, since)
+            expired = await expiry.claim_expired(own, name, self._settings.batch_size, since)
             # fail point: reap.expired
             await write_reaped(own, self._engine.instance_id, expired)
             return expired
 
-        while not self._stopping():
-            expired = await self._engine.database.transaction(work)
-            # fail point: reap.expired-committed
-            self._report.references += len(expired)
-            if len(expired) < batch:
-                return
-            since = expired[-1].expired_at
+        expired = await self._engine.database.transaction(work)
+        # fail point: reap.expired-committed
+        self._report.references += len(expired)
+        return len(expired), expired[-1].expired_at if expired else since
 
     async def _strand(self, name: str) -> None:
         while not self._stopping():
@@ -166,27 +179,30 @@ class _Pass:
             if stranded < self._settings.batch_size:
                 return
 
-    async def _delete(self, name: str) -> None:
-        while not self._stopping():
-            # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
-            claimed = await self._engine.database.write(
-                lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
-            )
-            if not claimed:
-                return
+    async def _delete(self, name: str) -> int:
+        """Delete a batch of objects; gives back how many were due."""
+        # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
+        claimed = await self._engine.database.write(
+            lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
+        )
+        if claimed:
             # fail point: reap.claimed
-            sweep = await sweep_objects(self._engine, name, claimed)
-            self._report.blobs += len(sweep.deleted)
-            size = sum(one.size or 0 for one in sweep.deleted)
-            self._report.bytes += size
-            self._running.advance(size)
-            self._report.quarantined += sweep.quarantined
-            self._report.failed += len(sweep.failed) - sweep.quarantined
-            if sweep.unreachable:
-                self._report.unreachable[name] = sweep.unreachable[0].error
-                return
-            if len(claimed) < self._settings.batch_size:
-                return
+            self._count(name, await sweep_objects(self._engine, name, claimed, concurrency=self._concurrency))
+        return len(claimed)
+
+    @property
+    def _concurrency(self) -> int:
+        return max(1, self._settings.concurrency // _LANES)
+
+    def _count(self, name: str, sweep: Sweep) -> None:
+        size = sum(one.size or 0 for one in sweep.deleted)
+        self._report.blobs += len(sweep.deleted)
+        self._report.bytes += size
+        self._running.advance(size)
+        self._report.quarantined += sweep.quarantined
+        self._report.failed += len(sweep.failed) - sweep.quarantined
+        if sweep.unreachable:
+            self._report.unreachable[name] = sweep.unreachable[0].error
 
     async def _prune(self) -> None:
         age = self._engine.settings.operations.retention
