@@ -4,6 +4,7 @@ Statistics are the totals plus the records still there. A total is only written 
 statement that prunes them, so nothing is counted twice or lost.
 """
 
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, in_order, storable
+from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, asked_for, in_order, storable
 from bdr.progress import OperationStatus
 
 # What a file key is looked up for once its reference is gone, or before it is there.
@@ -116,7 +117,29 @@ class Record:
 _NOW = func.clock_timestamp()
 _THEN = _NOW - bindparam("ago", type_=Interval())
 _INSERT = insert(Operation).values(started_at=_THEN - bindparam("elapsed", type_=Interval()), updated_at=_NOW)
-_ENDED = _INSERT.values(finished_at=_THEN)
+_ASKED = asked_for(
+    "asked",
+    operation_id=Uuid(),
+    operation_type=Text(),
+    instance_id=Uuid(),
+    status=Text(),
+    elapsed=Interval(),
+    ago=Interval(),
+    file_key=Text(),
+    namespace=Text(),
+    total_bytes=BigInteger(),
+    processed_bytes=BigInteger(),
+    error=Text(),
+    detail=Text(),
+)
+_ENDED_AT = _NOW - _ASKED.c.ago
+_ENDED: dict[str, Any] = {
+    **{column.name: column for column in _ASKED.c if column.name not in {"elapsed", "ago"}},
+    "detail": cast(_ASKED.c.detail, JSONB),
+    "started_at": _ENDED_AT - _ASKED.c.elapsed,
+    "updated_at": _NOW,
+    "finished_at": _ENDED_AT,
+}
 
 
 def over_running(statement: Any) -> Any:
@@ -139,7 +162,12 @@ def over_running(statement: Any) -> Any:
     )
 
 
-WRITE_ENDED = over_running(_ENDED)
+# In id order, as all who write records.
+WRITE_ENDED = over_running(
+    insert(Operation).from_select(
+        list(_ENDED), select(*_ENDED.values()).select_from(_ASKED).order_by(_ASKED.c.operation_id)
+    )
+)
 WRITE_RUNNING = over_running(_INSERT.values(finished_at=null()))
 
 
@@ -247,7 +275,10 @@ def _parameters(record: Record) -> dict[str, Any]:
 async def write_ended(connection: AsyncConnection, records: Sequence[Record]) -> None:
     """Write records of operations that have ended, over their `running` rows where there are any."""
     if records:
-        await connection.execute(WRITE_ENDED, [_parameters(record) for record in records])
+        rows = [_parameters(record) for record in records]
+        columns = {f"asked_{name}": [row[name] for row in rows] for name in Record.__slots__}
+        columns["asked_detail"] = [None if one is None else json.dumps(one) for one in columns["asked_detail"]]
+        await connection.execute(WRITE_ENDED, columns)
 
 
 async def write_running(connection: AsyncConnection, records: Sequence[Record]) -> None:

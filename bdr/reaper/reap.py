@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -12,12 +12,13 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog import blob, expiry, holder, instance, operation
-from bdr.catalog.reference import DeletedReference
+from bdr.catalog.blob import ClaimedBlob
+from bdr.catalog.expiry import Expired
 from bdr.errors import BinaryStorageError
 from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
 from bdr.manager.operations import OnProgress, Operations, RunningOperation
-from bdr.manager.sweep import Sweep, sweep_objects
+from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
 from bdr.reaper import breaker
 from bdr.reaper.report import ReapReport
@@ -146,28 +147,34 @@ class _Pass:
                 raise failure
 
     async def _lane(self, name: str) -> None:
-        """Expire references and delete objects, a batch of each in turn, until there is no whole batch of either."""
         batch = self._settings.batch_size
-        expired = deleted = batch
+        expired = batch
         since: datetime | None = None
-        while batch in (expired, deleted) and name not in self._report.unreachable and not self._stopping():
-            if expired == batch:
-                expired, since = await self._expire(name, since)
-            deleted = await self._delete(name)
+        while expired == batch and self._goes_on(name):
+            expired, since = await self._expire(name, since)
+        due = batch
+        while due == batch and self._goes_on(name):
+            due = await self._delete(name)
+
+    def _goes_on(self, name: str) -> bool:
+        return name not in self._report.unreachable and not self._stopping()
 
     async def _expire(self, name: str, since: datetime | None) -> tuple[int, datetime | None]:
-        """Delete a batch of references that expired `since` then; gives back how many, and when the last one had."""
+        """Reap a batch of references that expired `since` then; gives back how many, and when the last one had."""
+        settings = self._settings
 
-        async def work(own: AsyncConnection) -> list[DeletedReference]:
-            expired = await expiry.claim_expired(own, name, self._settings.batch_size, since)
+        async def work(own: AsyncConnection) -> Expired:
+            expired = await expiry.claim_expired(own, name, settings.batch_size, since, lease=settings.lease)
             # fail point: reap.expired
-            await write_reaped(own, self._engine.instance_id, expired)
+            await write_reaped(own, self._engine.instance_id, expired.references)
             return expired
 
-        expired = await self._engine.database.transaction(work)
+        # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
+        references, blobs = await self._engine.database.transaction(work)
         # fail point: reap.expired-committed
-        self._report.references += len(expired)
-        return len(expired), expired[-1].expired_at if expired else since
+        self._report.references += len(references)
+        await self._sweep(name, blobs)
+        return len(references), references[-1].expired_at if references else since
 
     async def _strand(self, name: str) -> None:
         while not self._stopping():
@@ -181,20 +188,19 @@ class _Pass:
 
     async def _delete(self, name: str) -> int:
         """Delete a batch of objects; gives back how many were due."""
-        # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
+        # Acknowledged, as above.
         claimed = await self._engine.database.write(
             lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
         )
-        if claimed:
-            # fail point: reap.claimed
-            self._count(name, await sweep_objects(self._engine, name, claimed, concurrency=self._concurrency))
+        # fail point: reap.claimed
+        await self._sweep(name, claimed)
         return len(claimed)
 
-    @property
-    def _concurrency(self) -> int:
-        return max(1, self._settings.concurrency // _LANES)
-
-    def _count(self, name: str, sweep: Sweep) -> None:
+    async def _sweep(self, name: str, claimed: Sequence[ClaimedBlob]) -> None:
+        if not claimed:
+            return
+        concurrency = max(1, self._settings.concurrency // _LANES)
+        sweep = await sweep_objects(self._engine, name, claimed, concurrency=concurrency)
         size = sum(one.size or 0 for one in sweep.deleted)
         self._report.blobs += len(sweep.deleted)
         self._report.bytes += size

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -12,7 +12,6 @@ from pathlib import Path
 from opendal.file import AsyncFile
 
 from bdr.errors import (
-    BinaryStorageError,
     Corrupt,
     FileNotFound,
     InvalidArgument,
@@ -23,7 +22,7 @@ from bdr.errors import (
 from bdr.settings import BinaryStorageConfig
 from bdr.settings.secrets import without_secrets
 from bdr.storage.calls import Calls
-from bdr.storage.deleting import FileDeletes, deleted_each
+from bdr.storage.deleting import FileDeletes, Outcomes, deleted_each
 from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
 from bdr.storage.moving import copied
@@ -173,9 +172,7 @@ class OpenDalStorage:
         with suppress(FileNotFound):
             await self._settled(path)
 
-    async def delete_many(
-        self, paths: Sequence[str], *, concurrency: int, patience: timedelta
-    ) -> Mapping[str, BinaryStorageError | None]:
+    async def delete_many(self, paths: Sequence[str], *, concurrency: int, patience: timedelta) -> Outcomes:
         """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
 
         What is gone stays gone after a power cut. A path is left out whose delete was not begun: because another one

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, text
@@ -19,6 +20,7 @@ from bdr.errors import BinaryStorageError, CatalogUnavailable, InvalidArgument
 from bdr.keys import new_id, object_path
 from bdr.reaper import ReapReport
 from bdr.storage import OpenDalStorage
+from bdr.storage.deleting import Outcomes
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import TcpProxy
 from tests.guarantees import objects_in
@@ -178,14 +180,14 @@ async def test_a_mistake_in_one_storage_leaves_the_others_their_pass(
     binary = await connect(storages=places)
     second = await connect(storages=places, default_storage="second")
     await asyncio.gather(expired(binary, 3), expired(second, 3))
-    delete = OpenDalStorage.delete
+    delete_many = OpenDalStorage.delete_many
 
-    async def mistaken(storage: OpenDalStorage, path: str) -> None:
+    async def mistaken(storage: OpenDalStorage, paths: Sequence[str], **options: Any) -> Outcomes:
         if storage is second.engine.storage("second"):
             raise ZeroDivisionError("a mistake")
-        await delete(storage, path)
+        return await delete_many(storage, paths, **options)
 
-    monkeypatch.setattr(OpenDalStorage, "delete", mistaken)
+    monkeypatch.setattr(OpenDalStorage, "delete_many", mistaken)
     report = await second.reap()
     assert (report.references, report.blobs) == (6, 3)
     assert report.unreachable.keys() == {"second"}
