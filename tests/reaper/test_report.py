@@ -139,7 +139,7 @@ def cut_after(between: TcpProxy, statement: bytes, then: str) -> None:
 
 @pytest.mark.parametrize(
     ("statement", "references"),
-    [(b"UPDATE bdr.engine_instance", 0), (b"UPDATE bdr.blob SET attempts=(bdr.blob.attempts + ", 4)],
+    [(b"UPDATE bdr.engine_instance", 0), (b"DELETE FROM bdr.blob ", 4)],
 )
 @pytest.mark.parametrize("then", ["cut", "stop"])
 async def test_a_pass_that_loses_the_database_raises_one_error_and_is_written_down_if_it_can_be(
@@ -273,7 +273,8 @@ async def test_each_batch_goes_on_where_the_last_one_ended_and_reads_nothing_bef
 
     event.listen(binary.engine.database._engine.sync_engine, "before_cursor_execute", note)
     assert (await binary.reap()).references == 7
-    first, *others = since
-    assert first is None
-    assert len(others) == 3
-    assert others == sorted(one for one in others if one is not None)
+    begun = [one for one in since if one is None]
+    others = [one for one in since if one is not None]
+    # Two batches at once, each of which is followed by its own next one.
+    assert since[: len(begun)] == begun == [None, None]
+    assert len(set(others)) == len(others) <= 4
