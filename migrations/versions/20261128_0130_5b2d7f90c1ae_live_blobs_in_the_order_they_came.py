@@ -1,7 +1,7 @@
 """Live blobs in the order they came.
 
 Revision ID: 5b2d7f90c1ae
-Revises: 8a3c5e0d41f7
+Revises: 5b1d7e9f2a40
 Create Date: 2026-11-28 01:30:00.000000+00:00
 
 What the foreign key of references points at was unique in the order (id, state). A blob is `pending` before it is
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from alembic import op
 
 revision: str = "5b2d7f90c1ae"
-down_revision: str | None = "8a3c5e0d41f7"
+down_revision: str | None = "5b1d7e9f2a40"
 branch_labels: None = None
 depends_on: None = None
 
