@@ -122,4 +122,6 @@ def _literal(value: Any) -> str:
 def _element(value: Any) -> str:
     if value is None:
         return "NULL"
-    return f'"\\\\x{value.hex()}"' if isinstance(value, bytes) else f'"{value}"'
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    return json.dumps(str(value).replace("'", "''"))

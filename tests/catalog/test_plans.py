@@ -52,7 +52,6 @@ PARTS: Final = {
     "_DETAILS",
     "_TO_LOCK",
     "_INSERT",
-    "_ENDED",
     "_RECORD",
     "_KNOWN",
     "_NEWEST_TO_GO",
