@@ -40,7 +40,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from bdr.catalog.base import HOT_FILLFACTOR, Base, Moment, asked_for, storable
+from bdr.catalog.base import Base, Moment, asked_for, storable
 
 PENDING: Final = "pending"
 LIVE: Final = "live"
@@ -53,8 +53,9 @@ class Blob(Base):
 
     __tablename__ = "blob"
     __table_args__ = (
-        # The target of the reference's foreign key: only a live blob can be referenced.
-        UniqueConstraint("blob_id", "state"),
+        # The target of the reference's foreign key: only a live blob can be referenced. The state is in front, so that
+        # live blobs are added at one end of their range; beside its `pending` entry each would split a page.
+        UniqueConstraint("state", "blob_id"),
         UniqueConstraint("storage_name", "object_path"),
         CheckConstraint("state IN ('pending', 'live', 'deleting', 'quarantined')", name="state"),
         CheckConstraint("(state IN ('pending', 'deleting')) = (next_attempt_at IS NOT NULL)", name="deadline"),
@@ -71,8 +72,8 @@ class Blob(Base):
             "next_attempt_at",
             postgresql_where=text("state <> 'live'"),
         ),
-        {"comment": "One row for each object in a storage, from before its first byte until after its last."}
-        | HOT_FILLFACTOR,
+        # No room for HOT updates: what changes is the state, which is in an index.
+        {"comment": "One row for each object in a storage, from before its first byte until after its last."},
     )
 
     blob_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, comment="UUIDv7; never used again.")

@@ -1,13 +1,16 @@
 """What has expired: how much of it there is, and claiming it for a reaper."""
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import and_, bindparam, case, func, select, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog.blob import Blob
+from bdr.catalog.base import AnyRow
+from bdr.catalog.blob import Blob, ClaimedBlob
 from bdr.catalog.reference import DELETE, ORPHAN_BLOBS, DeletedReference, Reference
 
 _RULE = case(
@@ -71,13 +74,26 @@ async def expired_by_storage(connection: AsyncConnection) -> dict[str, tuple[int
     return {name: (gone, total) for name, gone, total in found}
 
 
-async def claim_expired(
-    connection: AsyncConnection, storage: str, batch: int, since: datetime | None = None
-) -> list[DeletedReference]:
-    """Delete expired references of one storage and turn blobs left without any to `deleting`, due at once.
+class Expired(NamedTuple):
+    """References that were deleted, and the blobs that nobody else refers to."""
 
-    Those that expired first come first. A pass goes on `since` where its last batch ended, and does not read again
-    what had expired before in storages that are away.
+    references: list[DeletedReference]
+    blobs: list[ClaimedBlob]
+
+
+async def claim_expired(
+    connection: AsyncConnection,
+    storage: str,
+    batch: int,
+    since: datetime | None = None,
+    *,
+    lease: timedelta | None = None,
+) -> Expired:
+    """Delete expired references of one storage and turn blobs left without any to `deleting`.
+
+    Those blobs are claimed for `lease`, as by `blob.claim_due`, which need not write them once more then; without one
+    they are due at once. Those that expired first come first. A pass goes on `since` where its last batch ended, and
+    does not read again what had expired before in storages that are away.
 
     READ COMMITTED, three statements. The claim locks the reference and its blob, or takes neither:
 
@@ -91,10 +107,14 @@ async def claim_expired(
     """
     found = await connection.execute(CLAIM_EXPIRED, {"storage": storage, "batch": batch, "since": since})
     expired = [DeletedReference(*row) for row in found]
+    claimed: list[ClaimedBlob] = []
     if expired:
         # fail point: reap.references-locked
         await connection.execute(DELETE, {"keys": [one.file_key for one in expired]})
         # fail point: reap.references-deleted
         blob_ids = list({one.blob_id for one in expired})
-        await connection.execute(ORPHAN_BLOBS, {"blob_ids": blob_ids, "begun": 0, "lease": timedelta(0)})
-    return expired
+        begun, until = (0, timedelta(0)) if lease is None else (1, lease)
+        orphaned = await connection.execute(ORPHAN_BLOBS, {"blob_ids": blob_ids, "begun": begun, "lease": until})
+        rows: Sequence[AnyRow] = orphaned.all()
+        claimed = [ClaimedBlob(*row) for row in rows]
+    return Expired(expired, claimed)

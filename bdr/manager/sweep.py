@@ -1,7 +1,5 @@
 """Sweeping: objects that were claimed are deleted from their storage, then their rows from the catalog."""
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +7,6 @@ from bdr.catalog import blob
 from bdr.catalog.blob import ClaimedBlob, FailedDelete
 from bdr.errors import BinaryStorageError, StorageUnavailable
 from bdr.manager.engine import Engine
-from bdr.storage.protocol import BinaryDataStorage
 
 
 @dataclass
@@ -28,16 +25,19 @@ class Sweep:
     quarantined: int = 0
 
 
-async def sweep_objects(engine: Engine, storage_name: str, claimed: Sequence[ClaimedBlob]) -> Sweep:
+async def sweep_objects(
+    engine: Engine, storage_name: str, claimed: Sequence[ClaimedBlob], *, concurrency: int | None = None
+) -> Sweep:
     """Delete objects of one storage that this instance has claimed, then their rows.
+
+    `concurrency` is how many at once; None is as many as the reaper may.
 
     No transaction is open while the storage is called. The marker is read before and after: were the share unmounted
     between the two, a "not found" in between would prove nothing, so nothing is finished then.
     """
-    sweep = Sweep()
     try:
         await engine.verify(storage_name)
-        await _delete_objects(engine, storage_name, claimed, sweep)
+        sweep = await _delete_objects(engine, storage_name, claimed, concurrency or engine.settings.reaper.concurrency)
         await engine.verify(storage_name)
     except BinaryStorageError as error:
         sweep = Sweep(unreachable=[FailedDelete(one, str(error)) for one in claimed])
@@ -47,42 +47,31 @@ async def sweep_objects(engine: Engine, storage_name: str, claimed: Sequence[Cla
     return sweep
 
 
-async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBlob], sweep: Sweep) -> None:
-    storage = engine.storage(name)
+async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBlob], concurrency: int) -> Sweep:
+    """Delete objects and note what became of each.
+
+    A storage that does not answer may be away: then its marker cannot be read afterwards, and nothing of this sweep
+    counts. If it can, it is that object that cannot be deleted. The others wait for another pass.
+    """
     # The other half is for the deletes that are under way then, and for writing down what became of all: a claim that
     # has run out is worth nothing, so a slow storage would otherwise be swept again and again.
     half = engine.settings.reaper.lease / 2
-    enough = time.monotonic() + half.total_seconds()
-    queue = iter(claimed)
-
-    async def worker() -> None:
-        for one in queue:
-            reason = await _delete_object(storage, one, sweep)
-            if reason is None and time.monotonic() > enough:
-                reason = f"storage '{name}' did not delete {len(claimed)} objects in {half}, half of a lease"
-            if reason is not None:
-                sweep.unreachable.extend(FailedDelete(left, reason) for left in queue)
-
-    async with asyncio.TaskGroup() as workers:
-        for _ in range(min(engine.settings.reaper.concurrency, len(claimed))):
-            workers.create_task(worker())
-
-
-async def _delete_object(storage: BinaryDataStorage, one: ClaimedBlob, sweep: Sweep) -> str | None:
-    """Delete an object and note what became of it; gives back why its storage should be left alone now, if it should.
-
-    A storage that does not answer may be away: then its marker cannot be read afterwards, and nothing of this sweep
-    counts. If it can, it is this object that cannot be deleted. Even then the others wait for another pass: they might
-    take as long, or press a storage that asks to be spared.
-    """
-    try:
-        await storage.delete(one.object_path)
-    except BinaryStorageError as error:
-        sweep.failed.append(FailedDelete(one, str(error)))
-        return str(error) if isinstance(error, StorageUnavailable) else None
-    sweep.deleted.append(one)
-    # fail point: sweep.object-deleted
-    return None
+    paths = [one.object_path for one in claimed]
+    outcomes = await engine.storage(name).delete_many(paths, concurrency=concurrency, patience=half)
+    sweep = Sweep()
+    left: list[ClaimedBlob] = []
+    for one in claimed:
+        error = outcomes.get(one.object_path)
+        if error is not None:
+            sweep.failed.append(FailedDelete(one, str(error)))
+        elif one.object_path in outcomes:
+            sweep.deleted.append(one)
+        else:
+            left.append(one)
+    away = [str(error) for error in outcomes.values() if isinstance(error, StorageUnavailable)]
+    slow = f"storage '{name}' did not delete {len(claimed)} objects in {half}, half of a lease"
+    sweep.unreachable = [FailedDelete(one, next(iter(away), slow)) for one in left]
+    return sweep
 
 
 async def _write_down(engine: Engine, sweep: Sweep) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +12,8 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog import blob, expiry, holder, instance, operation
-from bdr.catalog.reference import DeletedReference
+from bdr.catalog.blob import ClaimedBlob
+from bdr.catalog.expiry import Expired
 from bdr.errors import BinaryStorageError
 from bdr.manager.deletion import forget_memory, write_reaped
 from bdr.manager.engine import Engine
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
+# Of each storage: one whose objects are being deleted, and one for which the catalog is asked.
+_LANES = 2
 
 Stopping = Callable[[], bool]
 
@@ -134,28 +137,45 @@ class _Pass:
         except BinaryStorageError as error:
             self._report.unreachable[name] = str(error)
             return
-        await self._expire(name)
         await self._strand(name)
-        await self._delete(name)
+        # Before the rest, which deletes its own objects: so a pass tries none twice.
+        while self._goes_on(name) and await self._delete(name) == self._settings.batch_size:
+            pass
+        # While the objects of one batch are deleted the catalog is busy with another, and no transaction is open
+        # meanwhile. The lanes meet as two reapers do: what one has claimed the other skips. One that fails lets the
+        # other end.
+        ended = await asyncio.gather(*(self._lane(name) for _ in range(_LANES)), return_exceptions=True)
+        for failure in ended:
+            if failure is not None:
+                raise failure
 
-    async def _expire(self, name: str) -> None:
+    async def _lane(self, name: str) -> None:
         batch = self._settings.batch_size
+        expired = batch
         since: datetime | None = None
+        while expired == batch and self._goes_on(name):
+            expired, since = await self._expire(name, since)
 
-        async def work(own: AsyncConnection) -> list[DeletedReference]:
-            expired = await expiry.claim_expired(own, name, batch, since)
+    def _goes_on(self, name: str) -> bool:
+        return name not in self._report.unreachable and not self._stopping()
+
+    async def _expire(self, name: str, since: datetime | None) -> tuple[int, datetime | None]:
+        """Reap a batch of references that expired `since` then; gives back how many, and when the last one had."""
+        settings = self._settings
+
+        async def work(own: AsyncConnection) -> Expired:
+            expired = await expiry.claim_expired(own, name, settings.batch_size, since, lease=settings.lease)
             # fail point: reap.expired
-            await write_reaped(own, self._engine.instance_id, expired)
+            await write_reaped(own, self._engine.instance_id, expired.references)
             return expired
 
-        while not self._stopping():
-            expired = await self._engine.database.transaction(work)
-            # fail point: reap.expired-committed
-            self._engine.forget({one.blob_id for one in expired})
-            self._report.references += len(expired)
-            if len(expired) < batch:
-                return
-            since = expired[-1].expired_at
+        # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
+        references, blobs = await self._engine.database.transaction(work)
+        # fail point: reap.expired-committed
+        self._engine.forget({one.blob_id for one in references})
+        self._report.references += len(references)
+        await self._sweep(name, blobs)
+        return len(references), references[-1].expired_at if references else since
 
     async def _strand(self, name: str) -> None:
         while not self._stopping():
@@ -167,27 +187,29 @@ class _Pass:
             if stranded < self._settings.batch_size:
                 return
 
-    async def _delete(self, name: str) -> None:
-        while not self._stopping():
-            # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
-            claimed = await self._engine.database.write(
-                lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
-            )
-            if not claimed:
-                return
-            # fail point: reap.claimed
-            sweep = await sweep_objects(self._engine, name, claimed)
-            self._report.blobs += len(sweep.deleted)
-            size = sum(one.size or 0 for one in sweep.deleted)
-            self._report.bytes += size
-            self._running.advance(size)
-            self._report.quarantined += sweep.quarantined
-            self._report.failed += len(sweep.failed) - sweep.quarantined
-            if sweep.unreachable:
-                self._report.unreachable[name] = sweep.unreachable[0].error
-                return
-            if len(claimed) < self._settings.batch_size:
-                return
+    async def _delete(self, name: str) -> int:
+        """Delete a batch of objects; gives back how many were due."""
+        # Acknowledged, as above.
+        claimed = await self._engine.database.write(
+            lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
+        )
+        # fail point: reap.claimed
+        await self._sweep(name, claimed)
+        return len(claimed)
+
+    async def _sweep(self, name: str, claimed: Sequence[ClaimedBlob]) -> None:
+        if not claimed:
+            return
+        concurrency = max(1, self._settings.concurrency // _LANES)
+        sweep = await sweep_objects(self._engine, name, claimed, concurrency=concurrency)
+        size = sum(one.size or 0 for one in sweep.deleted)
+        self._report.blobs += len(sweep.deleted)
+        self._report.bytes += size
+        self._running.advance(size)
+        self._report.quarantined += sweep.quarantined
+        self._report.failed += len(sweep.failed) - sweep.quarantined
+        if sweep.unreachable:
+            self._report.unreachable[name] = sweep.unreachable[0].error
 
     async def _prune(self) -> None:
         age = self._engine.settings.operations.retention

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -77,6 +77,26 @@ class DirectorySync:
         for folder in chain:
             if folder in failures:
                 raise failures[folder]
+
+    async def removed_from(self, folders: Collection[Path], *, threads: int) -> Failures:
+        """Make durable what these folders no longer hold, each synced once; gives back those that could not be.
+
+        Not in rounds: it is much at once, and the disk writes for many threads together. A folder that is not there
+        holds nothing either.
+        """
+        failures: Failures = {}
+        queue = iter(folders)
+
+        def work() -> None:
+            for folder in queue:
+                failures.update(self._sync_all([folder]))
+
+        try:
+            threads = min(threads, len(folders))
+            await in_time(self._patience, asyncio.gather(*(in_daemon_thread(work) for _ in range(threads))))
+        except OSError as error:
+            return dict.fromkeys(folders, error)
+        return {folder: error for folder, error in failures.items() if not isinstance(error, FileNotFoundError)}
 
     def _folders_of(self, path: str) -> list[Path]:
         depth = path.count("/") + 1

@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from bdr.errors import (
 from bdr.settings import BinaryStorageConfig
 from bdr.settings.secrets import without_secrets
 from bdr.storage.calls import Calls
+from bdr.storage.deleting import FileDeletes, Outcomes, deleted_each
 from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
 from bdr.storage.moving import copied
@@ -25,7 +28,7 @@ from bdr.storage.operator import built_operator, prepared_folders
 from bdr.storage.options import PART_SIZE, service_options
 from bdr.storage.paths import MARKER_PATH, checked_path
 from bdr.storage.patience import in_time
-from bdr.storage.pieces import SMALLEST_PIECE, as_bytes, pieces_of
+from bdr.storage.pieces import SMALLEST_PIECE, alone, as_bytes, pieces_of
 from bdr.storage.protocol import ListedObject, ObjectMetadata, StorageMarker, StoredObject
 from bdr.storage.translate import Translator
 from bdr.storage.undoing import Undoing
@@ -61,6 +64,7 @@ class OpenDalStorage:
     def __init__(self, config: BinaryStorageConfig, *, name: str) -> None:
         self._service = service_options(config)
         self._translated = Translator(name, self._service.location, local=self._service.scheme == "fs")
+        self._root = Path(self._service.options.get("root", ""))
         self._folders = prepared_folders(self._service, config, self._translated)
         self._operator = built_operator(self._service, config, self._translated)
         self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
@@ -100,7 +104,7 @@ class OpenDalStorage:
         checked_path(path)
         data = as_bytes(data)
         if len(data) > PART_SIZE:
-            return await self.store_stream(path, _alone(data))
+            return await self.store_stream(path, alone(data))
         return await self._written(path, data)
 
     async def store_stream(self, path: str, chunks: AsyncIterable[bytes]) -> StoredObject:
@@ -169,6 +173,22 @@ class OpenDalStorage:
         with suppress(FileNotFound):
             await self._settled(path)
 
+    async def delete_many(self, paths: Sequence[str], *, concurrency: int, patience: timedelta) -> Outcomes:
+        """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
+
+        What is gone stays gone after a power cut. A path is left out whose delete was not begun: because another one
+        found the storage unavailable, or because `patience` was over. InvalidArgument when one is malformed.
+        """
+        for path in paths:
+            checked_path(path)
+        threads = min(concurrency, len(paths))
+        until = time.monotonic() + patience.total_seconds()
+        # One alone shares its sync with those of its neighbours.
+        if self._folders is None or threads == 1:
+            return await deleted_each(self.delete, paths, concurrency=threads, until=until)
+        files = FileDeletes(self._root, self._folders, self._calls, until=until)
+        return await files.run(paths, self.delete, concurrency=threads)
+
     @property
     def can_list(self) -> bool:
         """Whether the service can tell what it holds; Redis, for one, cannot."""
@@ -185,8 +205,7 @@ class OpenDalStorage:
         if not self.can_list:
             raise OperationError(f"{self._translated} cannot say what it holds: {self.storage_type} has no listing")
         if self._folders is not None:
-            root = Path(self._service.options["root"])
-            return listed_folder(root, self._calls, folder, recursive=recursive)
+            return listed_folder(self._root, self._calls, folder, recursive=recursive)
         return listed(self._operator, self._calls, folder, recursive=recursive)
 
     async def move(self, path: str, target: str) -> None:
@@ -208,7 +227,7 @@ class OpenDalStorage:
         if marker is not None:
             self._marker_seen = True
             if self._folders is not None:
-                self._folders.marker = Path(self._service.options["root"], MARKER_PATH)
+                self._folders.marker = self._root / MARKER_PATH
         return marker
 
     async def write_marker(self, marker: StorageMarker) -> StorageMarker:
@@ -338,7 +357,3 @@ class OpenDalStorage:
             return await self._calls.retried("read", MARKER_PATH, lambda: self._operator.read(MARKER_PATH))
         except FileNotFound:
             return None
-
-
-async def _alone(data: bytes) -> AsyncIterator[bytes]:
-    yield data

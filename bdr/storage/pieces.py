@@ -1,6 +1,6 @@
 """Pieces of a stream, neither so small that each costs a call nor so large that they cost memory."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 
 from bdr.errors import InvalidArgument
 
@@ -40,3 +40,8 @@ def slices(data: bytes) -> Iterator[bytes]:
     step = -(-len(data) // count) if count else 1
     for start in range(0, len(data), step):
         yield data[start : start + step]
+
+
+async def alone(data: bytes) -> AsyncIterator[bytes]:
+    """A stream of one piece."""
+    yield data

@@ -1,9 +1,11 @@
 """What bdr asks of a storage; `OpenDalStorage` is the implementation, the conformance suite the definition."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
+
+from bdr.errors import BinaryStorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,15 @@ class BinaryDataStorage(Protocol):
 
     async def delete(self, path: str) -> None:
         """Delete the object; one that is not there is a success."""
+
+    async def delete_many(
+        self, paths: Sequence[str], *, concurrency: int, patience: timedelta
+    ) -> Mapping[str, BinaryStorageError | None]:
+        """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
+
+        What is gone stays gone after a power cut. A path is left out whose delete was not begun: because another one
+        found the storage unavailable, or because `patience` was over.
+        """
 
     @property
     def can_list(self) -> bool:

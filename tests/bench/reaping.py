@@ -2,9 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 import bdr
+from bdr.storage.deleting import Outcomes, deleted_each
 from tests.bench import filled
 from tests.bench.bare import BareFiles
 from tests.bench.ground import Catalog, Ground
@@ -67,13 +70,18 @@ async def slow_reaper(go: Go, catalog: Catalog) -> Answer:
 
 
 def _slow_down(storage: Any) -> None:
+    """Have it delete as a service does that is asked for each object, and takes that long for it."""
     delete = storage.delete
 
     async def slowly(path: str) -> None:
         await asyncio.sleep(_SLOW)
         await delete(path)
 
-    storage.delete = slowly
+    async def delete_many(paths: Sequence[str], *, concurrency: int, patience: timedelta) -> Outcomes:
+        until = time.monotonic() + patience.total_seconds()
+        return await deleted_each(slowly, paths, concurrency=concurrency, until=until)
+
+    storage.delete_many = delete_many
 
 
 async def two_reapers(ground: Ground) -> list[Comparison]:

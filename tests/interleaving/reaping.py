@@ -23,7 +23,7 @@ def claim() -> Operation:
 
     async def run(stage: Stage) -> object:
         expired = await stage.database.transaction(lambda own: expiry.claim_expired(own, STORAGE, BATCH))
-        return stage.names([one.file_key for one in expired])
+        return stage.names([one.file_key for one in expired.references])
 
     return Operation("claim", run, claiming, waits=False)
 

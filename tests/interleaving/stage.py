@@ -38,7 +38,7 @@ Level = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 LEVELS: Final[tuple[Level, ...]] = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 STORAGE: Final = "main"
 # What a call of the storage is a step of; a marker only tells whether it is the right place.
-_STEPS: Final = ("store", "store_stream", "retrieve", "delete", "get_metadata", "move")
+_STEPS: Final = ("store", "store_stream", "retrieve", "delete", "delete_many", "get_metadata", "move")
 _NOTHING: Final = timedelta(0)
 
 
@@ -98,9 +98,9 @@ class _SteppedStorage:
         if name not in _STEPS:
             return method
 
-        async def step(*arguments: Any) -> Any:
+        async def step(*arguments: Any, **options: Any) -> Any:
             await arrive(f"storage.{name}")
-            return await method(*arguments)
+            return await method(*arguments, **options)
 
         return step
 

@@ -75,7 +75,9 @@ async def test_a_claim_at_repeatable_read_strands_a_blob(stage: Stage) -> None:
         async with stage.callers["REPEATABLE READ"].begin() as own:
             await own.execute(text("SELECT 1"))
             with translated():
-                return stage.names([one.file_key for one in await expiry.claim_expired(own, STORAGE, BATCH)])
+                return stage.names(
+                    [one.file_key for one in (await expiry.claim_expired(own, STORAGE, BATCH)).references]
+                )
 
     wrong = Operation("claim with an old snapshot", run, claiming)
     assert await shows(stage, STRANDED, HALF_HELD, remove("b"), wrong)

@@ -24,23 +24,20 @@ import signal
 import bdr, bdr.reaper.reap
 from bdr.catalog import blob
 
-def die(*arguments):
+def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
-deleted = []
-delete = OpenDalStorage.delete
+delete_many = OpenDalStorage.delete_many
 
-async def delete_or_die(storage, path):
-    if len(deleted) == 3:
-        die()
-    await delete(storage, path)
-    deleted.append(path)
+async def delete_or_die(storage, paths, **options):
+    await delete_many(storage, paths[:3], **options)
+    die()
 
 async def main(url, config, step):
     if step == "claimed":
         bdr.reaper.reap.sweep_objects = die
     elif step == "some objects deleted":
-        OpenDalStorage.delete = delete_or_die
+        OpenDalStorage.delete_many = delete_or_die
     else:
         blob.finish = die
     storage = BinaryStorageConfig(**json.loads(config))

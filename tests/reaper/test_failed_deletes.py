@@ -68,7 +68,9 @@ async def test_the_back_off_doubles_up_to_its_maximum_less_a_jitter(connect: Con
 
 
 async def test_after_so_many_failures_a_person_decides(connect: Connect) -> None:
-    binary = await connect(reaper=EAGER.model_copy(update={"max_attempts": 3}))
+    binary = await connect(
+        reaper=EAGER.model_copy(update={"max_attempts": 3, "backoff_initial": HOUR, "backoff_max": HOUR})
+    )
     path = await undeletable(binary)
     reports = []
     for _ in range(3):

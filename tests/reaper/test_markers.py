@@ -3,8 +3,9 @@
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from bdr.catalog import blob, expiry
 from bdr.errors import StorageMismatch
 from bdr.manager.sweep import sweep_objects
 from bdr.storage import OpenDalStorage
+from bdr.storage.deleting import Outcomes
 from bdr.storage.paths import MARKER_PATH
 from tests.fixtures.engines import Connect
 from tests.fixtures.postgres import PostgresServer
@@ -114,15 +116,15 @@ async def test_a_storage_that_is_replaced_while_objects_are_deleted_keeps_its_ro
 ) -> None:
     await expired(binary, 4)
     root = folder_of(binary)
-    delete = OpenDalStorage.delete
+    delete_many = OpenDalStorage.delete_many
 
-    async def delete_elsewhere(storage: OpenDalStorage, path: str) -> None:
+    async def delete_elsewhere(storage: OpenDalStorage, paths: Sequence[str], **options: Any) -> Outcomes:
         # Just before the first delete reaches it. Every delete then "succeeds", for there is nothing to delete.
         if not root.with_name("elsewhere").exists():
             swap(root)
-        await delete(storage, path)
+        return await delete_many(storage, paths, **options)
 
-    monkeypatch.setattr(OpenDalStorage, "delete", delete_elsewhere)
+    monkeypatch.setattr(OpenDalStorage, "delete_many", delete_elsewhere)
     report = await binary.reap()
     monkeypatch.undo()
     assert (report.references, report.blobs, report.failed) == (4, 0, 0)

@@ -30,7 +30,7 @@ ANOTHER_REFERENCE = text(f"""
 
 
 async def claim_expired(own: AsyncConnection) -> list[str]:
-    return [one.file_key for one in await expiry.claim_expired(own, "main", 100)]
+    return [one.file_key for one in (await expiry.claim_expired(own, "main", 100)).references]
 
 
 async def claim_stranded(own: AsyncConnection) -> int:
@@ -188,7 +188,7 @@ async def test_of_two_references_that_are_claimed_apart_the_second_takes_the_blo
         await own.execute(ANOTHER_REFERENCE, {"key": key, "held": 0})
 
     async def claim_one(own: AsyncConnection) -> list[str]:
-        return [one.file_key for one in await expiry.claim_expired(own, "main", 1)]
+        return [one.file_key for one in (await expiry.claim_expired(own, "main", 1)).references]
 
     async with held_open(caller, claim_one) as (own, first):
         # The blob is locked with the first reference, so a reaper that comes for the second skips it.

@@ -83,7 +83,7 @@ async def test_it_expires_at_the_moment_itself_and_not_one_microsecond_before(
         # `now()` stands still in a transaction, so that the claim comes at the very moment.
         for early in (1, 0):
             await own.exec_driver_sql(move % early)
-            claimed.append(len(await expiry.claim_expired(own, "main", 10)))
+            claimed.append(len((await expiry.claim_expired(own, "main", 10)).references))
 
     await binary.engine.database.transaction(work)
     assert claimed == [0, 1]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from bdr.reaper import ReapReport
 from bdr.reaper.reap import Stopping, reap
 from bdr.reaper.schedule import ReaperSchedule
 from bdr.storage import OpenDalStorage
+from bdr.storage.deleting import Outcomes
 from tests.fixtures.engines import SOON, Connect
 from tests.fixtures.postgres import PostgresServer
 from tests.guarantees import objects_in
@@ -183,14 +184,14 @@ class HeldDelete:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = asyncio.Event()
         self.go_on = asyncio.Event()
-        delete = OpenDalStorage.delete
+        delete_many = OpenDalStorage.delete_many
 
-        async def held(storage: OpenDalStorage, path: str) -> None:
+        async def held(storage: OpenDalStorage, paths: Sequence[str], **options: Any) -> Outcomes:
             self.begun.set()
             await self.go_on.wait()
-            await delete(storage, path)
+            return await delete_many(storage, paths, **options)
 
-        monkeypatch.setattr(OpenDalStorage, "delete", held)
+        monkeypatch.setattr(OpenDalStorage, "delete_many", held)
 
 
 async def test_a_pass_under_way_ends_after_its_batch(
@@ -214,10 +215,10 @@ async def test_a_pass_under_way_ends_after_its_batch(
     held.go_on.set()
     await stopping
     assert has_stopped(schedule)
-    assert [(report.references, report.blobs) for report in reports] == [(9, 3)]
-    assert await blob_states(binary) == ["deleting"] * 6
+    assert [(report.references, report.blobs) for report in reports] == [(6, 6)]
+    assert await blob_states(binary) == ["live"] * 3
     assert troubles(caplog) == []
-    assert (await binary.reap()).blobs == 6
+    assert (await binary.reap()).blobs == 3
 
 
 async def test_a_pass_that_does_not_end_in_time_is_cancelled_and_what_it_claimed_is_reaped_later(

@@ -119,6 +119,32 @@ async def test_deleting_is_idempotent(storage: OpenDalStorage) -> None:
     assert await storage.exists("ab/objects")
 
 
+async def test_many_are_deleted_at_once_and_each_is_told(storage: OpenDalStorage) -> None:
+    paths = [f"{number % 3}a/{number}" for number in range(20)]
+    await asyncio.gather(*(storage.store(path, b"data") for path in [*paths, "0a/neighbour"]))
+    asked = [*paths, "0a/never", "never/was"]
+    outcomes = await storage.delete_many(asked, concurrency=4, patience=timedelta(minutes=1))
+    assert outcomes == dict.fromkeys(asked)
+    assert not any([await storage.exists(path) for path in paths])
+    assert await storage.exists("0a/neighbour")
+    assert await storage.delete_many([], concurrency=4, patience=timedelta(minutes=1)) == {}
+
+
+async def test_of_many_of_which_one_is_malformed_none_is_deleted(storage: OpenDalStorage) -> None:
+    await storage.store("ab/object", b"data")
+    with pytest.raises(InvalidArgument):
+        await storage.delete_many(["ab/object", "../object"], concurrency=4, patience=timedelta(minutes=1))
+    assert await storage.exists("ab/object")
+
+
+async def test_no_delete_is_begun_after_the_time_for_many_is_over(storage: OpenDalStorage) -> None:
+    paths = [f"ab/{number}" for number in range(9)]
+    await asyncio.gather(*(storage.store(path, b"data") for path in paths))
+    outcomes = await storage.delete_many(paths, concurrency=2, patience=timedelta(0))
+    assert [outcomes.get(path, "not begun") for path in paths] == [None, None, *["not begun"] * 7]
+    assert [await storage.exists(path) for path in paths] == [False, False, *[True] * 7]
+
+
 async def test_metadata_has_the_time_where_the_service_keeps_one(storage: OpenDalStorage) -> None:
     await storage.store("object", b"data")
     found = await storage.get_metadata("object")

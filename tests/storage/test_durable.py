@@ -176,6 +176,75 @@ async def test_a_store_returns_after_the_sync(watched: OpenDalStorage, fsync: Co
     await store
 
 
+MINUTE = timedelta(minutes=1)
+
+
+async def filled(storage: OpenDalStorage, fsync: CountingSync) -> list[str]:
+    paths = [f"{folder}/{number}" for folder in ("ab", "cd") for number in range(5)]
+    await asyncio.gather(*(storage.store(path, b"data") for path in paths))
+    fsync.synced.clear()
+    fsync.entered.clear()
+    return paths
+
+
+async def test_many_deletes_return_after_one_sync_of_each_folder(watched: OpenDalStorage, fsync: CountingSync) -> None:
+    paths = await filled(watched, fsync)
+    fsync.go_on.clear()
+    deletes = asyncio.create_task(watched.delete_many([*paths, "ef/never"], concurrency=3, patience=MINUTE))
+    await asyncio.to_thread(fsync.entered.wait, 20)
+    assert not any([await watched.exists(path) for path in paths])
+    assert not deletes.done()
+    fsync.go_on.set()
+    assert await deletes == dict.fromkeys([*paths, "ef/never"])
+    root = root_of(watched)
+    assert sorted(fsync.synced) == [root / "ab", root / "cd"]
+
+
+async def test_deletes_in_a_folder_that_cannot_be_synced_are_not_told(make_storage: MakeStorage) -> None:
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "ab":
+            raise OSError(errno.EIO, "the disk is broken")
+
+    storage = await make_storage("fs")
+    paths = await filled(storage, CountingSync())
+    storage._folders = DirectorySync(root_of(storage), fsync=fsync)
+    outcomes = await storage.delete_many(paths, concurrency=3, patience=MINUTE)
+    assert [path for path in paths if outcomes[path] is None] == paths[5:]
+    assert all("the disk is broken" in str(outcomes[path]) for path in paths[:5])
+
+
+async def test_what_cannot_be_deleted_is_told_beside_what_was(watched: OpenDalStorage, fsync: CountingSync) -> None:
+    paths = await filled(watched, fsync)
+    await watched.store("gh/folder/object", b"data")
+    outcomes = await watched.delete_many([*paths, "gh/folder"], concurrency=3, patience=MINUTE)
+    assert [path for path, error in outcomes.items() if error is not None] == ["gh/folder"]
+    assert outcomes.keys() == {*paths, "gh/folder"}
+
+
+async def test_a_delete_that_hangs_is_unavailable_and_the_others_are_not_begun(
+    watched: OpenDalStorage, fsync: CountingSync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = await filled(watched, fsync)
+    unlink = os.unlink
+    go_on = threading.Event()
+
+    def hanging(path: str) -> None:
+        if not path.endswith("/0"):
+            assert go_on.wait(20)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", hanging)
+    monkeypatch.setattr(watched._calls, "patience", timedelta(seconds=0.2))
+    outcomes = await watched.delete_many(paths, concurrency=2, patience=MINUTE)
+    assert {path: type(error) for path, error in outcomes.items()} == {
+        "ab/0": type(None),
+        "ab/1": StorageUnavailable,
+        "ab/2": StorageUnavailable,
+    }
+    go_on.set()
+    assert await watched.exists("cd/4")
+
+
 async def test_an_unmounted_share_takes_and_deletes_nothing(make_storage: MakeStorage) -> None:
     storage = await make_storage("fs")
     root = root_of(storage)
@@ -196,6 +265,8 @@ async def test_an_unmounted_share_takes_and_deletes_nothing(make_storage: MakeSt
     ):
         with pytest.raises(StorageUnavailable, match="disappeared"):
             await call
+    outcomes = await storage.delete_many(["ab/object", "ab/other"], concurrency=2, patience=MINUTE)
+    assert [type(error) for error in outcomes.values()] == [StorageUnavailable] * 2
     for file in [*root.rglob("*")][::-1]:
         file.rmdir() if file.is_dir() else file.unlink()
     root.rmdir()
