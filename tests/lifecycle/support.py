@@ -59,8 +59,10 @@ async def keys_of(binary: BinaryDataLifecycleManager) -> set[str]:
 
 
 async def blob_states(binary: BinaryDataLifecycleManager) -> list[str]:
-    """The states of all blobs, sorted."""
-    return [state for (state,) in await rows(binary, "SELECT state FROM bdr.blob ORDER BY state")]
+    """The states of all blobs, sorted; without those that this engine has reserved ahead, and not used."""
+    ahead = [one.reservation.blob_id for one in binary.uploads.reserving._ready]
+    query = "SELECT state FROM bdr.blob WHERE blob_id <> ALL(CAST(:ahead AS uuid[])) ORDER BY state"
+    return [state for (state,) in await rows(binary, query, ahead=ahead)]
 
 
 async def make_due(binary: BinaryDataLifecycleManager, *, but_locked: bool = False) -> None:
