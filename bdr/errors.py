@@ -129,3 +129,14 @@ class OutcomeUnknown(BinaryStorageError):
     @property
     def cancelled(self) -> bool:
         return isinstance(self.__cause__, asyncio.CancelledError)
+
+
+def own_error(error: BinaryStorageError, keys: Sequence[str], what: str) -> BinaryStorageError:
+    """The error of one caller, of one that is that of others too: two must not raise one object."""
+    if isinstance(error, OutcomeUnknown):
+        own: BinaryStorageError = OutcomeUnknown(keys, what)
+        own.__cause__ = error.__cause__
+    else:
+        own = type(error)(str(error))
+        own.__cause__ = error
+    return own

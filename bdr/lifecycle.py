@@ -94,7 +94,8 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         Args:
             keys: any iterable; no more than 1,000 are taken from it ahead. An exception of its own is raised again, and
                 what was counted before stays so.
-            connection: as of `register_reference`. An error of the database ends your transaction, and is raised.
+            connection: as of `register_reference`. An error of the database ends your transaction, and is raised. Give
+                keys in their order where there may be more than 1,000: two transactions could wait in a circle else.
 
         Raises:
             InvalidArgument: what is given cannot be for any of them.

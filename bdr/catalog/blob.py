@@ -158,20 +158,20 @@ _PENDING: dict[str, Any] = {
 }
 RESERVE = insert(Blob).from_select(list(_PENDING), select(*_PENDING.values()).select_from(_PLACES))
 # Rows in key order: a renewal and a reaper's claim, or two renewals, never wait for each other in a circle.
-_RENEWED = (
+_STILL_PENDING = (
     select(Blob.blob_id)
     .where(Blob.blob_id == func.any(bindparam("blob_ids")), Blob.state == PENDING)
     .order_by(Blob.blob_id)
     .with_for_update()
-    .cte("renewed")
+    .cte("still_pending")
 )
 RENEW = (
     update(Blob)
-    .where(Blob.blob_id == _RENEWED.c.blob_id)
+    .where(Blob.blob_id == _STILL_PENDING.c.blob_id)
     .values(next_attempt_at=_after("lease"))
     .returning(Blob.blob_id)
 )
-GIVE_BACK = delete(Blob).where(Blob.blob_id == _RENEWED.c.blob_id)
+GIVE_BACK = delete(Blob).where(Blob.blob_id == _STILL_PENDING.c.blob_id)
 PUBLISH = (
     update(Blob)
     .where(Blob.blob_id == bindparam("id"), Blob.state == PENDING)

@@ -1,7 +1,7 @@
 """Counting: register, release and touch, each one UPDATE that its row count decides.
 
-All lock the rows they are about in key order first. Against a reaper's claim: whoever has the reference's lock first
-wins. The claim skips a locked row; a count that waited for a claim finds no row, which is the typed error.
+All that are about several rows lock them in key order first. Against a reaper's claim: whoever has the reference's lock
+first wins. The claim skips a locked row; a count that waited for a claim finds no row, which is the typed error.
 """
 
 from collections import Counter
@@ -145,7 +145,8 @@ COUNT_FREE = Prepared(
     .values(_counted(_FREE_ONES, _FREE_ONES.c.net))
     .returning(*_COUNTED)
 )
-# Without a lock before: a row that changed while this waited for it is looked at again as it then is, all of it.
+# Without a lock before: a row that changed while this waited for it is looked at again as it then is, all of it. The
+# constraints, checked on the row as it was, hold whenever the condition does: `net` is never less than `low`.
 COUNT_ONE = Prepared(
     update(Reference)
     .where(
@@ -180,30 +181,43 @@ async def count_free(database: Database, changes: Callable[[], Mapping[str, Chan
     """Apply those changes that need to wait for nobody, in one statement that commits by itself.
 
     What is not in the answer is not there, locked by somebody else, or has too little. `changes` is called once there
-    is a connection, and so it is everywhere here.
+    is a connection, and when it gives none nothing is sent.
     """
     asked: dict[str, Change] = {}
 
-    def values() -> dict[str, Any]:
+    def values() -> dict[str, Any] | None:
         asked.update(changes())
-        return parameters(asked)
+        return parameters(asked) if asked else None
 
     found = await database.fetch(COUNT_FREE, values)
     return {row["file_key"]: _tally(row, asked[row["file_key"]]) for row in found}
 
 
-async def count_one(database: Database, key: str, change: Callable[[], Change]) -> Tally | None:
-    """Apply one change, which waits for the reference's lock; commits by itself. None when it is not there."""
+async def count_one(database: Database, key: str, change: Callable[[], Change | None]) -> Tally | None:
+    """Apply one change, which waits for the reference's lock; commits by itself. None when there was nothing to change.
+
+    `change` is called once there is a connection, and when it gives None nothing is sent.
+    """
     asked: list[Change] = []
 
-    def values() -> dict[str, Any]:
-        asked.append(change())
-        return {"key": key, "net": asked[-1].net, "low": asked[-1].low}
+    def values() -> dict[str, Any] | None:
+        if (wanted := change()) is None:
+            return None
+        asked.append(wanted)
+        return {"key": key, "net": wanted.net, "low": wanted.low}
 
-    if found := await database.fetch(COUNT_ONE, values):
-        return _tally(found[0], asked[-1])
-    # Why, only the slower statement tells; by then the change may be possible, and is done.
-    found = await database.fetch(_COUNT, lambda: parameters({key: change()}))
+    found = await database.fetch(COUNT_ONE, values)
+    return _tally(found[0], asked[-1]) if found else None
+
+
+async def count_under_lock(database: Database, key: str, change: Callable[[], Change | None]) -> Tally | None:
+    """As `count_one`, slower, and it tells what is there when that is too little; None when it is not there."""
+
+    def values() -> dict[str, Any] | None:
+        wanted = change()
+        return None if wanted is None else parameters({key: wanted})
+
+    found = await database.fetch(_COUNT, values)
     return Tally(*(found[0][name] for name in Tally.__slots__)) if found else None
 
 

@@ -32,7 +32,7 @@ __all__ = ["Database", "Work", "as_connection", "translated"]
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
-Values = Callable[[], Mapping[str, Any]]
+Values = Callable[[], Mapping[str, Any] | None]
 
 log = logging.getLogger(__name__)
 
@@ -91,24 +91,32 @@ class Database:
         return await self._detached(self._write, work, _Progress(tuple(keys), what, about))
 
     async def transaction(
-        self, work: Work[T], keys: Sequence[str] = (), what: str = "The operation", about: str | None = None
+        self,
+        work: Work[T],
+        keys: Sequence[str] = (),
+        what: str = "The operation",
+        about: str | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> T:
         """Run `work` between BEGIN and COMMIT at READ COMMITTED; gives back what it does.
 
-        `work` may catch an error of the database only around `begin_nested`.
+        `work` may catch an error of the database only around `begin_nested`. `ended` is called when the commit is over,
+        whatever its answer, and whether or not the caller still waits.
         Errors: OutcomeUnknown when the connection was lost during COMMIT, or the caller while it was under way.
         """
-        return await self._detached(self._transaction, work, _Progress(tuple(keys), what, about))
+        return await self._detached(self._transaction, work, _Progress(tuple(keys), what, about, ended))
 
     async def fetch(self, prepared: Prepared, values: Values) -> list[asyncpg.Record]:
         """Run one statement that commits by itself, past SQLAlchemy, on a connection of the same pool.
 
-        `values` is called once there is a connection: until then nothing was sent. Errors as `write`, without keys; but
-        who calls is not told apart from the work: to be called in a task that nobody cancels.
+        `values` is called once there is a connection: until then nothing was sent, and nothing is if it gives None.
+        Errors as `write`, without keys; but who calls is not told apart from the work: to be called in a task that
+        nobody cancels.
         """
         with translated(self.shown):
             async with self._borrow_driver() as connection:
-                given = values()
+                if (given := values()) is None:
+                    return []
                 try:
                     return await prepared.fetch(connection, given)
                 except Exception as error:
@@ -158,24 +166,29 @@ class Database:
                 yield lent.driver
                 usable = True
             except Exception as error:
-                usable = not is_lost(error)
+                # One whose answer did not come is not for anybody else, even if it is not closed yet.
+                usable = not is_lost(error) and not isinstance(error, OutcomeUnknown)
                 raise
             finally:
                 self._drivers.take_back(lent, usable=usable)
 
     @asynccontextmanager
     async def _in_use(self) -> AsyncIterator[None]:
-        if self._closed:
-            raise InstanceClosed(f"The connections to {self.shown} are closed.")
+        self._require_open()
         self._borrowed += 1
         self._idle.clear()
         try:
             async with self._turn():
+                self._require_open()
                 yield
         finally:
             self._borrowed -= 1
             if not self._borrowed:
                 self._idle.set()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InstanceClosed(f"The connections to {self.shown} are closed.")
 
     @contextmanager
     def _making(self) -> Iterator[None]:
@@ -187,7 +200,9 @@ class Database:
             raise CatalogUnavailable(f"The connection to {self.shown} was lost as it was made.") from error
         except AsyncAdapt_asyncpg_dbapi.Error as error:
             # `raw_connection` lets SQLAlchemy's own errors through, which it wraps everywhere else.
-            raise error.__cause__ or error from error.__cause__
+            if error.__cause__ is None:
+                raise CatalogUnavailable(f"The connection to {self.shown} could not be made: {error}") from error
+            raise error.__cause__ from error.__cause__.__cause__
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -240,7 +255,10 @@ class Database:
                 # Without a COMMIT the server rolls back, whatever becomes of the connection.
                 await _give_up(connection, error)
                 raise
-            await self._commit(connection, transaction, at)
+            try:
+                await self._commit(connection, transaction, at)
+            finally:
+                at.ended()
             return done
 
     async def _commit(self, connection: AsyncConnection, transaction: AsyncTransaction, at: "_Progress") -> None:
@@ -258,7 +276,10 @@ class Database:
 class _Progress:
     """How far a piece of work has come, and for whom."""
 
-    def __init__(self, keys: tuple[str, ...], what: str, about: str | None) -> None:
+    def __init__(
+        self, keys: tuple[str, ...], what: str, about: str | None, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        self.ended = ended
         self.keys = keys
         self.what = what
         self.about = about

@@ -37,6 +37,7 @@ class Drivers:
         self._engine = engine
         self._kept: list[Lent] = []
         self._lent: set[Lent] = set()
+        self._closed = False
 
     async def lend(self) -> Lent:
         """One that is open; whoever asks has seen to it that one is not in use."""
@@ -53,10 +54,12 @@ class Drivers:
     def take_back(self, lent: Lent, *, usable: bool) -> None:
         """Keep it for the next use, if it can be used."""
         self._lent.discard(lent)
-        if usable and not lent.driver.is_closed():
-            self._kept.append(lent)
-        else:
+        if not usable or lent.driver.is_closed():
             lent.throw_away()
+        elif self._closed:
+            lent.give_back()
+        else:
+            self._kept.append(lent)
 
     def make_room(self) -> None:
         """Have the pool lend one that is not in use, although it may be kept here."""
@@ -70,6 +73,7 @@ class Drivers:
             lent.driver.terminate()
 
     def close(self) -> None:
-        """Give back what is kept."""
+        """Give back what is kept, and keep nothing more."""
+        self._closed = True
         while self._kept:
             self._kept.pop().give_back()

@@ -15,13 +15,16 @@ from sqlalchemy import Text, func, literal_column, select
 from bdr.catalog.base import asked_for
 from bdr.catalog.database import Database
 from bdr.catalog.prepared import Prepared
-from bdr.errors import BinaryStorageError
+from bdr.catalog.turns import ahead
+from bdr.errors import BinaryStorageError, Busy
 
 CHANNEL: Final = "bdr_deleted"
 # With 33 characters each they stay below the 8,000 bytes that PostgreSQL takes.
 _IN_ONE: Final = 240
 # Of blobs that wait to be told of; more are not worth the memory.
 _LIMIT: Final = 100_000
+# How often a connection is waited for again.
+_TRIES: Final = 2
 
 _TOLD = asked_for("told", payload=Text())
 # A transaction that only notifies writes nothing that it would wait for the disk to have.
@@ -65,12 +68,24 @@ class Hints:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                await self._database.fetch(NOTIFY, self._taken)
+                await self._try()
         except BinaryStorageError as error:
             self._waiting.clear()
             log.debug("Other engines were not told what was deleted; they will find out: %s", error)
         finally:
             self._sending = None
+
+    async def _try(self) -> None:
+        # Not behind callers who have just come: what others believe meanwhile is out of date.
+        with ahead():
+            for more in range(_TRIES, -1, -1):
+                try:
+                    await self._database.fetch(NOTIFY, self._taken)
+                except Busy:
+                    if not more:
+                        raise
+                else:
+                    return
 
     def _taken(self) -> dict[str, list[str]]:
         told, self._waiting = self._waiting, set()

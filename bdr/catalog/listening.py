@@ -96,7 +96,12 @@ class Listener:
     async def _listen(self) -> None:
         connection = await self._connect()
         lost = asyncio.Event()
-        connection.add_termination_listener(lambda _: lost.set())
+
+        def end(_: object) -> None:
+            lost.set()
+            self._hearer.distrust()
+
+        connection.add_termination_listener(end)
         try:
             async with asyncio.timeout(PATIENCE):
                 await connection.add_listener(CHANNEL, self._told)

@@ -123,9 +123,19 @@ _RESERVE = Prepared(RESERVE)
 PUBLISH = {skip_locked: Prepared(_publishing(skip_locked=skip_locked)) for skip_locked in (False, True)}
 
 
-async def reserve_many(database: Database, reservations: Callable[[], Sequence[Reservation]], lease: timedelta) -> None:
-    """Insert `pending` rows that belong to their uploads for `lease`."""
-    await database.fetch(_RESERVE, lambda: places(reservations(), lease))
+async def reserve_many(
+    database: Database, reservations: Callable[[], Sequence[Reservation] | None], lease: timedelta
+) -> None:
+    """Insert `pending` rows that belong to their uploads for `lease`.
+
+    `reservations` is called once there is a connection, and when it gives None nothing is sent.
+    """
+
+    def values() -> dict[str, Any] | None:
+        wanted = reservations()
+        return None if wanted is None else places(wanted, lease)
+
+    await database.fetch(_RESERVE, values)
 
 
 async def publish_many(
@@ -134,9 +144,14 @@ async def publish_many(
     """Publish uploads, each wholly or not at all; gives back the blobs of those that were not claimed before.
 
     With `skip_locked` it waits for nobody, and what somebody else has locked is not published either.
-    `publications` is called once there is a connection.
+    `publications` is called once there is a connection, and when there are none nothing is sent.
     """
-    found = await database.fetch(PUBLISH[skip_locked], lambda: parameters(publications()))
+
+    def values() -> dict[str, Any] | None:
+        wanted = publications()
+        return parameters(wanted) if wanted else None
+
+    found = await database.fetch(PUBLISH[skip_locked], values)
     return {row["blob_id"] for row in found}
 
 

@@ -53,6 +53,8 @@ def is_lost(error: BaseException) -> bool:
     """Whether this says that the connection, or the answer, is gone."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or (_sqlstate(error) or "").startswith("08")
+    if isinstance(error, asyncpg.InternalClientError):
+        return True
     if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
         return _sqlstate(error) is None or (_sqlstate(error) or "").startswith("08")
     return isinstance(error, OSError) and not isinstance(error, BinaryStorageError)

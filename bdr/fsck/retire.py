@@ -1,5 +1,6 @@
 """Blobs whose bytes are lost, or that nobody needs: their references go, and they are live no more."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,17 +89,20 @@ async def _retired_together(
     engine: Engine, kind: FindingKind, findings: Sequence[Finding]
 ) -> tuple[list[Outcome], int]:
     blob_ids = [one.blob_id for one in findings if one.blob_id is not None]
+    unreferenced: set[uuid.UUID] = set()
     why = f"fsck found it {kind}; its references were deleted, its bytes are kept" if kind in _KEPT else None
 
     async def work(own: AsyncConnection) -> tuple[Sequence[AnyRow], set[object]]:
         deleted, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
+        unreferenced.update(row.blob_id for row in deleted)
         # fail point: repair.retired
         await operation.write_ended(own, [_record(engine, kind, row) for row in deleted])
         return deleted, set(turned)
 
-    deleted, turned = await engine.database.transaction(work, keys=[], what="Repairing")
+    deleted, turned = await engine.database.transaction(
+        work, keys=[], what="Repairing", ended=lambda: engine.forget(unreferenced)
+    )
     # fail point: repair.committed
-    engine.forget({row.blob_id for row in deleted})
     outcomes = [
         Outcome(one, Result.REPAIRED, "quarantined" if why else "left to the reaper")
         if one.blob_id in turned

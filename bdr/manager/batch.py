@@ -11,7 +11,15 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from bdr.catalog.count import present
-from bdr.errors import BinaryStorageError, Busy, InstanceClosed, InvalidArgument, OperationError, OutcomeUnknown
+from bdr.errors import (
+    BinaryStorageError,
+    Busy,
+    InstanceClosed,
+    InvalidArgument,
+    OperationError,
+    OutcomeUnknown,
+    own_error,
+)
 from bdr.keys import is_file_key
 from bdr.manager.engine import Engine
 from bdr.manager.retrieval import all_absent
@@ -121,17 +129,6 @@ class Batch(Generic[V]):
                     del ended[key]
 
 
-def own_error(error: BinaryStorageError, key: str, what: str) -> BinaryStorageError:
-    """The error that is one key's own, of one that is that of others, too: two must not raise one object."""
-    if isinstance(error, OutcomeUnknown):
-        own: BinaryStorageError = OutcomeUnknown([key], what)
-        own.__cause__ = error.__cause__
-    else:
-        own = type(error)(str(error))
-        own.__cause__ = error
-    return own
-
-
 def require_many(items: object, *kinds: type, what: str) -> None:
     """InvalidArgument unless `items` is a collection of many; a text is many characters, which nobody means."""
     if isinstance(items, str | bytes | bytearray) or not isinstance(items, kinds):
@@ -178,4 +175,4 @@ async def _absences(engine: Engine, keys: Sequence[str]) -> Sequence[BinaryStora
     try:
         return await all_absent(engine, keys)
     except BinaryStorageError as error:
-        return [own_error(error, key, "Looking up") for key in keys]
+        return [own_error(error, [key], "Looking up") for key in keys]

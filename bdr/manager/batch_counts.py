@@ -7,8 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog.count import Counted
 from bdr.catalog.database import translated
-from bdr.errors import BinaryStorageError
-from bdr.manager.batch import ABSENT, Absent, Batch, in_chunks, own_error
+from bdr.errors import BinaryStorageError, own_error
+from bdr.manager.batch import ABSENT, Absent, Batch, in_chunks
 from bdr.manager.deletion import cleanup_released
 from bdr.manager.engine import Engine
 from bdr.manager.holding import Use, not_held
@@ -69,7 +69,7 @@ def _answer(
     key: str, ended: Counted | BinaryStorageError | None, place: int, use: Use, *, is_gone: bool
 ) -> int | BinaryStorageError | Absent:
     if isinstance(ended, BinaryStorageError):
-        return own_error(ended, key, use.what)
+        return own_error(ended, [key], use.what)
     if ended is None or ended.before is None:
         return ABSENT
     left = ended.before if ended.after is None else ended.after

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog.database import translated
-from bdr.errors import BinaryStorageError
-from bdr.manager.batch import ABSENT, Absent, Batch, in_chunks, own_error
+from bdr.errors import BinaryStorageError, own_error
+from bdr.manager.batch import ABSENT, Absent, Batch, in_chunks
 from bdr.manager.deletion import Deletion, delete_references, pinned
 from bdr.manager.engine import Engine
 from bdr.results import BatchResult
@@ -60,7 +60,7 @@ async def delete_many_in(
 
 def _answer(key: str, ended: Deletion | BinaryStorageError | None) -> BinaryStorageError | Absent | None:
     if isinstance(ended, BinaryStorageError):
-        return own_error(ended, key, "Delete")
+        return own_error(ended, [key], "Delete")
     if ended is None or ended is Deletion.MISSING:
         return ABSENT
     return pinned(key) if ended is Deletion.PINNED else None

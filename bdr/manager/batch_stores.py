@@ -29,13 +29,14 @@ async def store_many(
     stores = _Stores(items, store)
     try:
         await stores.run(concurrency)
+        if stores.failure is not None:
+            await _discard(stores.keys(), discard)
     except asyncio.CancelledError as cancelled:
         # Who is cancelled must not hear that nothing was stored, and would not know the keys.
         if keys := stores.keys():
             raise OutcomeUnknown(keys, "Storing") from cancelled
         raise
     if stores.failure is not None:
-        await _discard(stores.keys(), discard)
         raise stores.failure
     return BatchResult(stores.results[place] for place in range(len(stores.results)))
 
@@ -121,5 +122,10 @@ def _checked(item: object) -> StoreItem:
 
 
 async def _discard(keys: Sequence[str], discard: Discard) -> None:
-    for one in (await discard(keys)).failed:
-        logger.warning("%s was stored before the items failed, and is left to its retention: %s", one.key, one.error)
+    try:
+        failed = {one.key: one.error for one in (await discard(keys)).failed}
+    except BinaryStorageError as error:
+        # The items' own error is what is to be raised.
+        failed = dict.fromkeys(keys, error)
+    for key, why in failed.items():
+        logger.warning("%s was stored before the items failed, and is left to its retention: %s", key, why)

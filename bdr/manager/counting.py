@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 
-from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, present
+from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, count_under_lock, present
 from bdr.catalog.database import Database
-from bdr.errors import BinaryStorageError, Busy
+from bdr.errors import BinaryStorageError, Busy, OutcomeUnknown
 from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, put_down, take_up
 
 _MISSING = Counted(None, None, None)
@@ -81,6 +81,8 @@ class Counting:
 
     async def _tell_locked(self, left: dict[str, list[_Ask]]) -> None:
         """Nothing was done to these: what is not there is told so, and the others are asked for one by one."""
+        for asks in left.values():
+            put_down(asks)
         try:
             there = await present(self._database, list(left))
         except BinaryStorageError as error:
@@ -105,11 +107,14 @@ class Counting:
         try:
             while self._lanes[key]:
                 # A place for each batch anew: keys that are asked for all the time take turns.
+                waiting = len(self._lanes[key])
                 placed = await self._take_place()
-                asks, self._lanes[key] = self._lanes[key], []
                 if not placed:
-                    fail_all(asks, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
+                    # Who came while these waited has time left.
+                    late, self._lanes[key] = self._lanes[key][:waiting], self._lanes[key][waiting:]
+                    fail_all(late, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
                     continue
+                asks, self._lanes[key] = self._lanes[key], []
                 try:
                     with breaking_off(asks):
                         await self._wait_and_commit(key, asks)
@@ -132,9 +137,16 @@ class Counting:
     async def _wait_and_commit(self, key: str, asks: list[_Ask]) -> None:
         """All of `asks` are for one reference. Where one asks for too much, those before it go first, without it."""
         later: list[_Ask] = []
-        while asks:
+        while asks or later:
+            if not asks:
+                asks, later = later, []
             try:
-                found = await count_one(self._database, key, partial(_taken_up, asks))
+                found = await self._counted(key, asks)
+            except OutcomeUnknown as error:
+                # Of those that were sent; the others are asked for anew.
+                fail_all(asks, error)
+                asks = []
+                continue
             except BinaryStorageError as error:
                 fail_all(asks + later, error)
                 return
@@ -142,13 +154,19 @@ class Counting:
             put_down(again)
             fits = _how_many_fit(again, found)
             asks, later = again[:fits], again[fits:] + later
-            if not asks:
-                asks, later = later, []
+
+    async def _counted(self, key: str, asks: list[_Ask]) -> Tally | None:
+        found = await count_one(self._database, key, partial(_taken_up, asks))
+        if found is None:
+            # It is not there, or has too little, which only the slower statement tells; by then it may have enough.
+            put_down(asks)
+            found = await count_under_lock(self._database, key, partial(_taken_up, asks))
+        return found
 
 
-def _taken_up(asks: list[_Ask]) -> Change:
+def _taken_up(asks: list[_Ask]) -> Change | None:
     take_up(asks)
-    return _change(asks)
+    return _change(asks) if asks else None
 
 
 def _by_key(asks: Sequence[_Ask]) -> dict[str, list[_Ask]]:

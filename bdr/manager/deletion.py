@@ -84,7 +84,7 @@ async def delete_references(
     """Delete references, then the objects of blobs that nobody else refers to.
 
     With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper. With
-    `skip_locked` it waits for nobody, and what somebody else has locked looks as if it were not there.
+    `skip_locked` it waits for no reference, and one that somebody else has locked looks as if it were not there.
     """
     claimed: list[ClaimedBlob] = []
     verdicts: dict[str, Deletion] = {}
@@ -115,11 +115,7 @@ async def delete_references(
         await work(connection)
         return verdicts
     what = operation_type.capitalize()
-    try:
-        await engine.database.transaction(work, keys=keys, what=what)
-    finally:
-        # Also when the answer was lost: they may be gone.
-        engine.forget(blob_ids)
+    await engine.database.transaction(work, keys=keys, what=what, ended=lambda: engine.forget(blob_ids))
     # fail point: delete.committed
     try:
         await _sweep_at_once(engine, claimed)

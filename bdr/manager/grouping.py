@@ -17,6 +17,7 @@ from bdr.errors import (
     IoError,
     OutcomeUnknown,
     PermissionDenied,
+    own_error,
 )
 
 Item = TypeVar("Item")
@@ -58,9 +59,7 @@ class Ask(Generic[Item, Answer]):
         """An error of the caller's own: two must not raise one object."""
         if self._answer.done():
             return
-        own = self._unknown() if isinstance(error, OutcomeUnknown) else type(error)(str(error))
-        own.__cause__ = error.__cause__ if isinstance(error, OutcomeUnknown) else error
-        self._answer.set_exception(own)
+        self._answer.set_exception(own_error(error, [] if self._key is None else [self._key], self._what))
 
     def break_off(self, error: BaseException) -> None:
         """End the wait for an answer that will not come: by a mistake in what should give it, or a loop that ends."""
@@ -128,7 +127,8 @@ class Groups(Generic[Item, Answer]):
                 # Those who have just been answered may ask again at once, and go together.
                 await asyncio.sleep(0)
         except BaseException as error:
-            for ask in self._gathered:
+            left, self._gathered = self._gathered, []
+            for ask in left:
                 ask.break_off(error)
             raise
         finally:

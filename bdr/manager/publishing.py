@@ -12,10 +12,14 @@ _Ask = Ask[Publication, bool]
 
 
 class Publishing:
-    """Publications of one engine. A group waits for no lock: what is locked is published by itself, beside the next."""
+    """Publications of one engine. A group waits for no lock: what is locked is published by itself, beside the next.
 
-    def __init__(self, database: Database) -> None:
+    At most `lanes` of the connections wait for locks, and one at least may.
+    """
+
+    def __init__(self, database: Database, lanes: int) -> None:
         self._database = database
+        self._places = asyncio.Semaphore(max(1, lanes))
         self._groups = Groups(self._commit)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,8 +62,9 @@ class Publishing:
         """Publish the only one of `asks`, once nobody has it locked any more."""
         with breaking_off(asks):
             try:
-                with ahead():
-                    published = await publish_many(self._database, lambda: take_up(asks))
+                async with self._places:
+                    with ahead():
+                        published = await publish_many(self._database, lambda: take_up(asks))
             except BinaryStorageError as error:
                 fail_all(asks, error)
             else:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 from bdr.catalog import blob
 from bdr.catalog.blob import Reservation
@@ -12,13 +13,25 @@ from bdr.keys import new_id, object_path
 from bdr.manager.engine import Engine
 from bdr.manager.grouping import Ask, Groups, fail_all, take_up
 
+# Goes on while the machine sleeps, as the deadline does. (Linux; elsewhere the other one does.)
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
+
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation, and since when its deadline runs, at the latest, on this process's monotonic clock."""
+    """A reservation, and since when its deadline runs, at the latest."""
 
     reservation: Reservation
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=_now)
+
+    @property
+    def age(self) -> float:
+        """Seconds of that deadline that are over."""
+        return _now() - self.since
 
 
 _Ask = Ask[None, Reserved]
@@ -37,6 +50,7 @@ class Reserving:
         self._lease = engine.settings.upload.lease
         self._ahead = engine.settings.upload.reserve_ahead
         self._ready: deque[Reserved] = deque()
+        self._closed = False
         self._groups = Groups(self._commit)
 
     async def reserve(self) -> Reserved:
@@ -56,7 +70,8 @@ class Reserving:
         await self._give_back(old)
 
     async def close(self) -> None:
-        """Delete the rows that nobody needed."""
+        """Delete the rows that nobody needed, and reserve no more ahead."""
+        self._closed = True
         await self._groups.close()
         left = list(self._ready)
         self._ready.clear()
@@ -69,19 +84,14 @@ class Reserving:
         return None
 
     def _is_old(self, reserved: Reserved) -> bool:
-        return time.monotonic() - reserved.since > self._lease.total_seconds() / 2
+        return reserved.age > self._lease.total_seconds() / 2
 
     async def _commit(self, asks: list[_Ask]) -> None:
-        reserved: list[Reserved] = []
-
-        def places() -> list[Reservation]:
-            wanted = len(take_up(asks))
-            more = max(self._ahead, wanted) if self._ahead else 0
-            reserved.extend(Reserved(self._new()) for _ in range(wanted + more))
-            return [one.reservation for one in reserved]
-
+        self._serve_ready(asks)
+        if not asks:
+            return
         try:
-            await reserve_many(self._engine.database, places, self._lease)
+            reserved = await self._insert(asks)
         except OutcomeUnknown as error:
             # If a row is there it stands for nothing, and goes when its deadline has passed.
             lost = CatalogUnavailable(
@@ -93,8 +103,32 @@ class Reserving:
             fail_all(asks, error)
         else:
             for ask in asks:
-                ask.give(reserved.pop())
+                if not ask.is_over:
+                    ask.give(reserved.pop())
             self._ready.extend(reserved)
+
+    async def _insert(self, asks: list[_Ask]) -> list[Reserved]:
+        """A row for each who still waits, and those that are made ahead; none when nobody does."""
+        reserved: list[Reserved] = []
+
+        def places() -> list[Reservation] | None:
+            wanted = len(take_up(asks))
+            if not wanted:
+                return None
+            ahead = 0 if self._closed or not self._ahead else max(self._ahead, wanted)
+            reserved.extend(Reserved(self._new()) for _ in range(wanted + ahead))
+            return [one.reservation for one in reserved]
+
+        await reserve_many(self._engine.database, places, self._lease)
+        return reserved
+
+    def _serve_ready(self, asks: list[_Ask]) -> None:
+        while asks and (ready := self._fresh()):
+            ask = asks.pop()
+            if ask.is_over:
+                self._ready.append(ready)
+            else:
+                ask.give(ready)
 
     def _new(self) -> Reservation:
         blob_id = new_id()

@@ -129,7 +129,7 @@ class Retrievals:
         self.cache = cache
 
     async def whole(self, key: str, location: Location, running: RunningOperation) -> bytes:
-        """The whole file, verified; of calls that want it at once, one reads it."""
+        """The whole file, verified; of calls that want it at once, one reads it, where there is a cache."""
         if self._engine.storage(location.storage_name).storage_type == StorageType.MEMORY:
             return await self._read(key, location, running)
         data = await self.cache.get(location.blob_id, location.size, lambda: self._read(key, location, running))

@@ -68,7 +68,7 @@ class Uploads:
         self._grace = engine.settings.reaper.write_grace
         self._under_way: dict[uuid.UUID, Upload] = {}
         self.reserving = Reserving(engine)
-        self.publishing = Publishing(engine.database)
+        self.publishing = Publishing(engine.database, engine.settings.database.pool_size // 2)
 
     async def run(
         self,
@@ -112,7 +112,10 @@ class Uploads:
         Renewal and claim need the row's lock. A renewal that is first makes the reaper skip the row; one that waited
         finds it `deleting`, and the upload learns of it at its next chunk or, at the latest, when it would publish.
         """
+        await self._renew_aging()
         await self.reserving.give_back_old()
+
+    async def _renew_aging(self) -> None:
         due = time.monotonic() - self._lease.total_seconds() / 2
         # A row that a caller's transaction holds locked needs no renewal, and would only make us wait.
         aging = {
@@ -132,7 +135,8 @@ class Uploads:
         await self._engine.require_verified(self._engine.default_storage)
         reserved = await self.reserving.reserve()
         # As long as nothing is written, nothing can land late.
-        return Upload(reserved.reservation, file_key, grace=timedelta(0), renewed_at=reserved.since)
+        renewed_at = time.monotonic() - reserved.age
+        return Upload(reserved.reservation, file_key, grace=timedelta(0), renewed_at=renewed_at)
 
     async def _publish(
         self,

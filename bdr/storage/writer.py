@@ -57,6 +57,8 @@ class StreamWriter:
         """
         if self._in_flight is not None:
             await asyncio.wait({self._in_flight})
+        # Nobody wants the digest any more, whatever became of it.
+        self._hashing = None
         if not self._closing:
             await self.commit()
 
@@ -64,6 +66,8 @@ class StreamWriter:
         # Not awaited itself: it goes on when the caller is cancelled, and the object may have to be completed after it.
         if self._hashing is not None:
             await asyncio.wait({self._hashing})
+            # There may have been no thread for it: the digest would be another one.
+            self._hashing.result()
 
     async def _finished(self, call: asyncio.Future[Any]) -> None:
         # Shielded, because a cancelled call goes on unseen, and the object must not be touched while it does.

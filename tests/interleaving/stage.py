@@ -75,8 +75,11 @@ class SteppedDatabase(Database):
         if prepared is publication.PUBLISH[True] and not self.grouping:
             return []
 
+        if (given := values()) is None:
+            return []
+
         async def work(own: AsyncConnection) -> list[Any]:
-            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(values())))
+            found = await own.exec_driver_sql(prepared.sql, tuple(prepared.arguments(given)))
             return list(found.mappings()) if found.returns_rows else []
 
         return await self.write(work)

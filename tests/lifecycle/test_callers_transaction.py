@@ -133,7 +133,7 @@ async def test_what_was_stored_in_a_transaction_rolled_back_is_owned_until_a_rea
     connect: Connect, caller: AsyncEngine
 ) -> None:
     binary = await connect(
-        upload=UploadConfig(lease=timedelta(milliseconds=1)), reaper=ReaperConfig(write_grace=AT_ONCE)
+        upload=UploadConfig(lease=timedelta(milliseconds=1), reserve_ahead=0), reaper=ReaperConfig(write_grace=AT_ONCE)
     )
     async with caller.connect() as own:
         await binary.store_data(b"x", connection=own)
@@ -152,7 +152,7 @@ async def test_a_transaction_longer_than_the_uploads_lease_still_publishes(
     connect: Connect, caller: AsyncEngine
 ) -> None:
     binary = await connect(
-        upload=UploadConfig(lease=timedelta(milliseconds=1)), reaper=ReaperConfig(write_grace=AT_ONCE)
+        upload=UploadConfig(lease=timedelta(milliseconds=1), reserve_ahead=0), reaper=ReaperConfig(write_grace=AT_ONCE)
     )
     async with caller.connect() as own:
         key = (await binary.store_data(b"x", connection=own)).file_key

@@ -157,7 +157,7 @@ async def test_an_upload_that_waits_for_a_claim_sees_it(binary: Binary, reaping:
 
 
 async def test_an_upload_under_way_renews_its_deadline(connect: Connect, reaping: Binary) -> None:
-    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20)))
+    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20), reserve_ahead=0))
     source = HeldSource()
     task = await begun(binary, source)
     ((first,),) = await rows(binary, "SELECT next_attempt_at FROM bdr.blob")
@@ -173,7 +173,7 @@ async def test_an_upload_under_way_renews_its_deadline(connect: Connect, reaping
 
 
 async def test_an_upload_that_was_claimed_learns_of_it_at_its_next_chunk(connect: Connect, reaping: Binary) -> None:
-    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20)))
+    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20), reserve_ahead=0))
     source = HeldSource(b"x" * 10_000, b"y" * 10_000, b"z" * 10_000)
     task = await begun(binary, source)
     await make_due(binary)
@@ -194,7 +194,7 @@ async def test_an_upload_that_was_claimed_learns_of_it_at_its_next_chunk(connect
 
 
 async def test_renewals_and_claims_at_once_agree_on_who_has_the_row(connect: Connect, reaping: Binary) -> None:
-    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20)))
+    binary = await connect(upload=UploadConfig(lease=timedelta(seconds=20), reserve_ahead=0))
     for _ in range(10):
         source = HeldSource()
         task = await begun(binary, source)

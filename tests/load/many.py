@@ -23,7 +23,7 @@ async def _work(url: str, root: str, patience: float) -> dict[str, Any]:
     database = bdr.DatabaseConfig.model_validate({"pool_timeout": patience})
     storage = bdr.BinaryStorageConfig(storage_type="fs", root=root)
     # Nothing is read from memory that should come from the database and the storage.
-    async with bdr.connect(url, storage, database=database, cache=bdr.CacheConfig(capacity=0)) as binary:
+    async with bdr.connect(url, storage, database=database, cache=bdr.CacheConfig(capacity=0, locations=0)) as binary:
         shared = (await binary.store_data(DATA)).file_key
         await asyncio.gather(*(binary.store_data(DATA) for _ in range(20)))
         idle = psutil.Process().memory_info().rss

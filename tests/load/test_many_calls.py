@@ -48,7 +48,7 @@ async def test_all_are_done_in_bounded_memory_when_they_may_wait(
 async def test_those_that_wait_too_long_are_refused_and_leave_nothing_behind(
     connect: Connect, database_url: str, fs_config: bdr.BinaryStorageConfig
 ) -> None:
-    told = await many(database_url, fs_config.root, 0.5)
+    told = await many(database_url, fs_config.root, 0.05)
     ended = told["ended"]
     assert sum(ended.values()) == CALLS
     assert ended.keys() <= {*VERBS, *(f"{verb}: Busy" for verb in VERBS)}

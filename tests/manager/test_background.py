@@ -39,7 +39,7 @@ async def test_signs_of_life_do_not_wait_for_what_is_written_seldom(connect: Con
 
 
 async def test_uploads_are_renewed_although_all_else_is_written_seldom(connect: Connect) -> None:
-    binary = await connect(access=NEVER, upload=bdr.UploadConfig(lease=timedelta(seconds=2)))
+    binary = await connect(access=NEVER, upload=bdr.UploadConfig(lease=timedelta(seconds=2), reserve_ahead=0))
     source = HeldSource()
     storing = asyncio.create_task(binary.store_stream(source.chunks()))
     await source.begun.wait()

@@ -20,6 +20,7 @@ from bdr.manager.locations import Locations
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import TcpProxy
 from tests.lifecycle.conftest import ConnectThrough, connect_through
+from tests.lifecycle.gate import closed_gate
 from tests.lifecycle.support import change, rows, set_count
 from tests.manager.support import (
     NEVER,
@@ -174,6 +175,26 @@ async def test_what_another_engine_deletes_is_gone_long_before_an_entry_is_too_o
     await DELETES[how](other, key)
     await until_gone(binary, key)
     assert time.monotonic() - began < listening.BELIEVED < locations.LONGEST
+
+
+async def test_a_delete_whose_caller_was_cancelled_is_told_of_when_it_is_committed(
+    connect: Connect, database_url: str
+) -> None:
+    binary, key = await remembering(connect)
+    other = await connect(access=NEVER)
+    await trusting(other)
+    async with closed_gate(database_url) as gate:
+        deleting = asyncio.create_task(binary.delete_data(key))
+        await gate.reached()
+        deleting.cancel()
+        with pytest.raises(bdr.OutcomeUnknown):
+            await deleting
+        # Not committed yet: whoever asks now may remember it.
+        assert await binary.get_data(key) == b"hello"
+        assert await other.get_data(key) == b"hello"
+        await gate.open()
+    for engine in (binary, other):
+        await until_gone(engine, key)
 
 
 async def test_of_two_reapers_each_tells_what_it_has_claimed(connect: Connect) -> None:

@@ -105,7 +105,7 @@ async def test_a_long_transaction_keeps_its_own_keys_and_no_others(
 
 async def test_an_upload_that_publishes_first_is_skipped(connect: Connect, caller: AsyncEngine) -> None:
     # Its deadline has passed before it publishes.
-    binary = await connect(upload=UploadConfig(lease=timedelta(milliseconds=1)))
+    binary = await connect(upload=UploadConfig(lease=timedelta(milliseconds=1), reserve_ahead=0))
     async with caller.begin() as own:
         stored = await binary.store_data(b"data", connection=own)
         assert await blob_states(binary) == ["pending"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -79,6 +80,31 @@ async def test_an_exception_of_the_source_leaves_no_parts(make_storage: MakeStor
         await storage.store_stream("object", chunks())
     assert len(uploads[0]) == len(left_before) + 1
     assert s3_server.pending_uploads() == left_before
+
+
+async def test_a_piece_that_could_not_be_hashed_fails_the_upload(
+    make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await make_storage("fs")
+    hashed = asyncio.to_thread
+    pieces = 0
+
+    async def without_a_thread(call: Any, *arguments: Any) -> Any:
+        nonlocal pieces
+        pieces += len(arguments)
+        if pieces == 2:
+            raise RuntimeError("can't start new thread")
+        return await hashed(call, *arguments)
+
+    async def source() -> AsyncIterator[bytes]:
+        for number in range(4):
+            yield bytes([number]) * MiB
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "to_thread", without_a_thread)
+        with pytest.raises(RuntimeError):
+            await storage.store_stream("stream", source())
+    assert not await storage.exists("stream")
 
 
 async def test_an_exception_of_the_source_leaves_no_file(make_storage: MakeStorage) -> None:
