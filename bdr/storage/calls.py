@@ -22,8 +22,8 @@ _LONGEST_WAIT = 0.5
 class Calls:
     """The calls of one storage; at most `concurrency` of them run at once.
 
-    What works through many objects by threads of its own takes one slot for all of them, and `batch`: so the threads of
-    a storage are no more than `concurrency`, however many callers there are.
+    What works through many objects by threads of its own takes one slot for all of them, and `batch`: one such caller
+    has threads at a time, and no more of them than `concurrency`.
 
     OpenDAL's own layers are not used for this: its retries also repeat writes and errors that stay, and its limit
     counts open files as calls, so that a few readers block each other for ever.

@@ -119,7 +119,7 @@ class FileDeletes:
         if silence is None:
             return _charged_once(await self._settled(threads))
         # A copy: threads that come back after all change it.
-        return {path: self._error("delete", path, silence) for path in [*self._busy.values()]}
+        return {path: self._error("delete", path, silence) for path in list(self._busy.values())}
 
     async def _settled(self, threads: int) -> Outcomes:
         parents = {path: (self._root / path).parent for path in self._deleted}
