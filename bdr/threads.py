@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from bdr.errors import IoError
+
 T = TypeVar("T")
 
 
@@ -15,6 +17,9 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
     `asyncio.to_thread` would not do: the event loop waits for its threads, and a read from a terminal or a write into
     a pipe that nobody empties never ends. `work` must not use Python's own buffers of the standard streams, whose locks
     an interpreter that exits wants to have.
+
+    Raises:
+        IoError: the operating system has no thread to give.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -27,7 +32,12 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
         else:
             _call(loop, done, done.set_result, result)
 
-    threading.Thread(target=run, daemon=True).start()
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError as error:
+        raise IoError(
+            f"no thread could be started: {error} (raise the limit of processes, or lower `concurrency`)"
+        ) from error
     return await done
 
 

@@ -17,12 +17,14 @@ class Sweep:
         deleted: gone, and their rows with them.
         failed: could not be deleted; `quarantined` of them for the last time.
         unreachable: handed back unharmed, because the storage does not answer, or too slowly.
+        trouble: why no more should be asked of the storage for now; also where a failed object was the last one.
     """
 
     deleted: list[ClaimedBlob] = field(default_factory=list)
     failed: list[FailedDelete] = field(default_factory=list)
     unreachable: list[FailedDelete] = field(default_factory=list)
     quarantined: int = 0
+    trouble: str | None = None
 
 
 async def sweep_objects(
@@ -40,7 +42,7 @@ async def sweep_objects(
         sweep = await _delete_objects(engine, storage_name, claimed, concurrency or engine.settings.reaper.concurrency)
         await engine.verify(storage_name)
     except BinaryStorageError as error:
-        sweep = Sweep(unreachable=[FailedDelete(one, str(error)) for one in claimed])
+        sweep = Sweep(unreachable=[FailedDelete(one, str(error)) for one in claimed], trouble=str(error))
     # fail point: sweep.swept
     await _write_down(engine, sweep)
     # fail point: sweep.finished
@@ -68,9 +70,11 @@ async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBl
             sweep.deleted.append(one)
         else:
             left.append(one)
-    away = [str(error) for error in outcomes.values() if isinstance(error, StorageUnavailable)]
-    slow = f"storage '{name}' did not delete {len(claimed)} objects in {half}, half of a lease"
-    sweep.unreachable = [FailedDelete(one, next(iter(away), slow)) for one in left]
+    away = next((str(error) for error in outcomes.values() if isinstance(error, StorageUnavailable)), None)
+    if left or away is not None:
+        slow = f"storage '{name}' did not delete {len(claimed)} objects in {half}, half of a lease"
+        sweep.trouble = away or slow
+        sweep.unreachable = [FailedDelete(one, sweep.trouble) for one in left]
     return sweep
 
 

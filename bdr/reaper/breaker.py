@@ -47,14 +47,15 @@ async def _too_many(engine: Engine) -> str | None:
             return None
         # Only now all is read: what lies in a storage that is away is not deleted by this pass, and must not stop it.
         counts = await expiry.expired_by_storage(connection)
-    here = [counts.get(name, (0, 0)) for name in engine.storages if await _answers(engine, name)]
+    here = [counts.get(name, (0, 0)) for name in engine.storages if await answers(engine, name)]
     expired, total = sum(gone for gone, _ in here), sum(all_of_it for _, all_of_it in here)
     if expired <= limits.max_references or expired <= limits.max_share * total:
         return None
     return f"{expired:,} of the {total:,} references of the storages here would be deleted. {_CONFIRM}"
 
 
-async def _answers(engine: Engine, name: str) -> bool:
+async def answers(engine: Engine, name: str) -> bool:
+    """Whether a storage is there, and the right one."""
     try:
         await engine.verify(name)
     except BinaryStorageError:

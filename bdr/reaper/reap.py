@@ -139,32 +139,43 @@ class _Pass:
             return
         await self._strand(name)
         # Before the rest, which deletes its own objects: so a pass tries none twice.
-        while self._goes_on(name) and await self._delete(name) == self._settings.batch_size:
+        while self._deletes(name) and not self._stopping() and await self._delete(name) == self._settings.batch_size:
             pass
         # While the objects of one batch are deleted the catalog is busy with another, and no transaction is open
         # meanwhile. The lanes meet as two reapers do: what one has claimed the other skips. One that fails lets the
         # other end.
-        ended = await asyncio.gather(*(self._lane(name) for _ in range(_LANES)), return_exceptions=True)
+        lanes = min(_LANES, self._settings.concurrency)
+        concurrency = self._settings.concurrency // lanes
+        ended = await asyncio.gather(*(self._lane(name, concurrency) for _ in range(lanes)), return_exceptions=True)
         for failure in ended:
             if failure is not None:
                 raise failure
 
-    async def _lane(self, name: str) -> None:
+    async def _lane(self, name: str, concurrency: int) -> None:
+        """Reap references in batches, `concurrency` objects at once.
+
+        Retention is what users see: references go on time also while the storage is slow, or does not answer for some
+        objects. A later pass deletes theirs. Those of a storage that is away stay, as at the beginning of a pass.
+        """
         batch = self._settings.batch_size
         expired = batch
         since: datetime | None = None
-        while expired == batch and self._goes_on(name):
-            expired, since = await self._expire(name, since)
+        while expired == batch and not self._stopping():
+            if not self._deletes(name) and not await breaker.answers(self._engine, name):
+                return
+            expired, since = await self._expire(name, since, concurrency)
 
-    def _goes_on(self, name: str) -> bool:
-        return name not in self._report.unreachable and not self._stopping()
+    def _deletes(self, name: str) -> bool:
+        """Whether objects of the storage are still being deleted in this pass."""
+        return name not in self._report.unreachable
 
-    async def _expire(self, name: str, since: datetime | None) -> tuple[int, datetime | None]:
+    async def _expire(self, name: str, since: datetime | None, concurrency: int) -> tuple[int, datetime | None]:
         """Reap a batch of references that expired `since` then; gives back how many, and when the last one had."""
         settings = self._settings
+        lease = settings.lease if self._deletes(name) else None
 
         async def work(own: AsyncConnection) -> Expired:
-            expired = await expiry.claim_expired(own, name, settings.batch_size, since, lease=settings.lease)
+            expired = await expiry.claim_expired(own, name, settings.batch_size, since, lease=lease)
             # fail point: reap.expired
             await write_reaped(own, self._engine.instance_id, expired.references)
             return expired
@@ -174,7 +185,8 @@ class _Pass:
         # fail point: reap.expired-committed
         self._engine.forget({one.blob_id for one in references})
         self._report.references += len(references)
-        await self._sweep(name, blobs)
+        if lease is not None:
+            await self._sweep(name, blobs, concurrency)
         return len(references), references[-1].expired_at if references else since
 
     async def _strand(self, name: str) -> None:
@@ -194,13 +206,12 @@ class _Pass:
             lambda own: blob.claim_due(own, name, self._settings.lease, self._settings.batch_size)
         )
         # fail point: reap.claimed
-        await self._sweep(name, claimed)
+        await self._sweep(name, claimed, self._settings.concurrency)
         return len(claimed)
 
-    async def _sweep(self, name: str, claimed: Sequence[ClaimedBlob]) -> None:
+    async def _sweep(self, name: str, claimed: Sequence[ClaimedBlob], concurrency: int) -> None:
         if not claimed:
             return
-        concurrency = max(1, self._settings.concurrency // _LANES)
         sweep = await sweep_objects(self._engine, name, claimed, concurrency=concurrency)
         size = sum(one.size or 0 for one in sweep.deleted)
         self._report.blobs += len(sweep.deleted)
@@ -208,8 +219,8 @@ class _Pass:
         self._running.advance(size)
         self._report.quarantined += sweep.quarantined
         self._report.failed += len(sweep.failed) - sweep.quarantined
-        if sweep.unreachable:
-            self._report.unreachable[name] = sweep.unreachable[0].error
+        if sweep.trouble is not None:
+            self._report.unreachable[name] = sweep.trouble
 
     async def _prune(self) -> None:
         age = self._engine.settings.operations.retention

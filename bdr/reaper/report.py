@@ -14,7 +14,7 @@ class ReapReport(BaseModel):
         failed: objects that could not be deleted and will be tried again.
         quarantined: objects that failed too often; a person decides.
         stopped: why nothing was deleted, and a person should look first.
-        unreachable: storages that were left out, wholly or from some point on, and why.
+        unreachable: storages in which nothing was deleted, or nothing more from some point on, and why.
         instances: engine instances that were declared dead.
         holders: named registrations that ended with their lease, or with their engine instance.
         pruned: operation records that were moved into the totals.

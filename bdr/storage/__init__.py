@@ -1,6 +1,7 @@
 """All OpenDAL; knows no SQL."""
 
-from bdr.storage.opendal import OpenDalStorage, open_storage
+from bdr.storage.opendal import OpenDalStorage
+from bdr.storage.opening import open_storage
 from bdr.storage.protocol import BinaryDataStorage, ListedObject, ObjectMetadata, StorageMarker, StoredObject
 
 __all__ = [

@@ -22,13 +22,18 @@ _LONGEST_WAIT = 0.5
 class Calls:
     """The calls of one storage; at most `concurrency` of them run at once.
 
+    What works through many objects by threads of its own takes one slot for all of them, and `batch`: one such caller
+    has threads at a time, and no more of them than `concurrency`.
+
     OpenDAL's own layers are not used for this: its retries also repeat writes and errors that stay, and its limit
     counts open files as calls, so that a few readers block each other for ever.
     """
 
     def __init__(self, translated: Translator, *, concurrency: int, patience: timedelta) -> None:
         self.translated = translated
+        self.concurrency = concurrency
         self.slots = asyncio.Semaphore(concurrency)
+        self.batch = asyncio.Lock()
         self.patience = patience
         self._closed = False
         self._again = stamina.AsyncRetryingCaller(

@@ -56,11 +56,19 @@ async def _outcome(delete: Callable[[str], Awaitable[None]], path: str) -> Binar
     return None
 
 
+def _charged_once(outcomes: Outcomes) -> Outcomes:
+    """Without all but one of those that found the storage unavailable: it was so for them together."""
+    away = [path for path, error in outcomes.items() if isinstance(error, StorageUnavailable)]
+    for path in away[1:]:
+        del outcomes[path]
+    return outcomes
+
+
 class FileDeletes:
     """Deletes of files by threads, which cost a third of what they do through OpenDAL.
 
     For how long nothing may happen before the mount is taken for silent is `calls.patience`: what the threads hang in
-    is unavailable then, and the rest is not begun.
+    is unavailable then, and nothing more is asked of the mount.
 
     Args:
         until: when no more deletes are begun, in monotonic seconds.
@@ -80,29 +88,53 @@ class FileDeletes:
     async def run(
         self, paths: Iterable[str], delete: Callable[[str], Awaitable[None]], *, concurrency: int
     ) -> Outcomes:
-        """Delete, then sync each folder once; `delete` is asked for what the operating system refuses."""
+        """Delete, then sync each folder once; `delete` is asked for what the operating system refuses.
+
+        Left out are also paths that are gone, but not durably: they are deleted once more, and found gone.
+        """
         # In the order of their folders, each of which lets one thread at a time change it.
         self._queue = iter(sorted(paths))
-        self._calls.check()
-        async with self._calls.slots:
-            silence = await self._in_threads(concurrency)
-            outcomes: Outcomes = dict.fromkeys(self._deleted)
-            if silence is not None:
-                outcomes |= {path: self._error("delete", path, silence) for path in self._busy.values()}
-            outcomes |= await self._unsettled(concurrency)
+        if not await self._has_turn():
+            return {}
+        try:
+            self._calls.check()
+            async with self._calls.slots:
+                outcomes = await self._by_threads(concurrency)
+        finally:
+            self._calls.batch.release()
+        if self._is_late() or any(isinstance(error, StorageUnavailable) for error in outcomes.values()):
+            return outcomes
         return outcomes | await deleted_each(delete, self._refused, concurrency=concurrency, until=self._until)
 
-    async def _unsettled(self, concurrency: int) -> Outcomes:
+    async def _has_turn(self) -> bool:
+        """Wait until no other batch has threads here; False when the time for this one is over before."""
+        try:
+            async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
+                return await self._calls.batch.acquire()
+        except TimeoutError:
+            return False
+
+    async def _by_threads(self, threads: int) -> Outcomes:
+        silence = await self._in_threads(threads)
+        if silence is None:
+            return _charged_once(await self._settled(threads))
+        # A copy: threads that come back after all change it.
+        return {path: self._error("delete", path, silence) for path in list(self._busy.values())}
+
+    async def _settled(self, threads: int) -> Outcomes:
         parents = {path: (self._root / path).parent for path in self._deleted}
-        failures = await self._folders.removed_from(set(parents.values()), threads=concurrency)
-        return {
-            path: self._error("sync the folder of", path, failures[folder])
-            for path, folder in parents.items()
-            if folder in failures
-        }
+        synced = await self._folders.removed_from(set(parents.values()), threads=threads)
+        outcomes: Outcomes = {}
+        for path, folder in parents.items():
+            error = synced[folder]
+            outcomes[path] = None if error is None else self._error("sync the folder of", path, error)
+        return outcomes
 
     def _error(self, action: str, path: str, error: OSError) -> BinaryStorageError:
         return self._calls.translated.error(action, path, error)
+
+    def _is_late(self) -> bool:
+        return time.monotonic() > self._until
 
     async def _in_threads(self, threads: int) -> OSError | None:
         running = asyncio.gather(*(in_daemon_thread(partial(self._delete, number)) for number in range(threads)))
@@ -135,9 +167,13 @@ class FileDeletes:
                 self._deleted.append(path)
                 # fail point: sweep.file-deleted
             del self._busy[number]
-            if self._stopped or time.monotonic() > self._until:
+            if self._stopped or self._is_late():
                 return
 
     def _unlink(self, path: str) -> None:
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(f"{self._root}/{path}")  # noqa: PTH108 - a Path costs more than the call
+        except FileNotFoundError:
+            # The share may have been away just then.
+            with self._folders.mounted_root() as root, suppress(FileNotFoundError):
+                os.unlink(path, dir_fd=root)

@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -78,25 +78,43 @@ class DirectorySync:
             if folder in failures:
                 raise failures[folder]
 
-    async def removed_from(self, folders: Collection[Path], *, threads: int) -> Failures:
-        """Make durable what these folders no longer hold, each synced once; gives back those that could not be.
+    async def removed_from(self, folders: Collection[Path], *, threads: int) -> dict[Path, OSError | None]:
+        """Make durable what these folders no longer hold, each synced once; gives back, by folder, None or why not.
 
-        Not in rounds: it is much at once, and the disk writes for many threads together. A folder that is not there
-        holds nothing either.
+        Not in rounds: it is much at once, and the disk writes for many threads together. What is not synced when
+        `patience` is over has ETIMEDOUT.
         """
-        failures: Failures = {}
+        outcomes: dict[Path, OSError | None] = {}
         queue = iter(folders)
 
         def work() -> None:
             for folder in queue:
-                failures.update(self._sync_all([folder]))
+                error = self._sync_all([folder]).get(folder)
+                # A folder that is not there holds nothing either.
+                outcomes[folder] = None if isinstance(error, FileNotFoundError) else error
 
         try:
             threads = min(threads, len(folders))
             await in_time(self._patience, asyncio.gather(*(in_daemon_thread(work) for _ in range(threads))))
-        except OSError as error:
-            return dict.fromkeys(folders, error)
-        return {folder: error for folder, error in failures.items() if not isinstance(error, FileNotFoundError)}
+        except TimeoutError as error:
+            # One that comes back later finds nothing left to do.
+            list(queue)
+            return {folder: outcomes.get(folder, error) for folder in folders}
+        return outcomes
+
+    @contextmanager
+    def mounted_root(self) -> Iterator[int]:
+        """A descriptor of the root, in which the marker is: what is not found below it is not there.
+
+        By its path nothing could be said of a share that was away just then and is there again; a descriptor stays in
+        the mount that it was opened in. OSError: ENODEV when the marker is gone.
+        """
+        descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._check_marker(descriptor)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _folders_of(self, path: str) -> list[Path]:
         depth = path.count("/") + 1
@@ -123,10 +141,17 @@ class DirectorySync:
                 sync_folder(folder, self._fsync)
             except OSError as error:
                 failures[folder] = error
-        return failures if self._is_mounted() else dict.fromkeys(folders, self._unmounted())
+        try:
+            self._check_marker()
+        except OSError as error:
+            return dict.fromkeys(folders, error)
+        return failures
 
-    def _is_mounted(self) -> bool:
-        return self.marker is None or self.marker.exists()
-
-    def _unmounted(self) -> OSError:
-        return OSError(errno.ENODEV, f"{self.marker} has disappeared", str(self._root))
+    def _check_marker(self, root: int | None = None) -> None:
+        if self.marker is None:
+            return
+        try:
+            # A path that is absolute is looked up as it is; below `root` there is only the name.
+            os.stat(self.marker if root is None else self.marker.name, dir_fd=root)
+        except (FileNotFoundError, NotADirectoryError):
+            raise OSError(errno.ENODEV, f"{self.marker} has disappeared", str(self._root)) from None

@@ -18,7 +18,6 @@ from bdr.errors import (
     StorageUnavailable,
 )
 from bdr.settings import BinaryStorageConfig
-from bdr.settings.secrets import without_secrets
 from bdr.storage.calls import Calls
 from bdr.storage.deleting import FileDeletes, Outcomes, deleted_each
 from bdr.storage.listing import listed, listed_folder
@@ -27,35 +26,16 @@ from bdr.storage.moving import copied
 from bdr.storage.operator import built_operator, prepared_folders
 from bdr.storage.options import PART_SIZE, service_options
 from bdr.storage.paths import MARKER_PATH, checked_path
-from bdr.storage.patience import in_time
 from bdr.storage.pieces import SMALLEST_PIECE, alone, as_bytes, pieces_of
 from bdr.storage.protocol import ListedObject, ObjectMetadata, StorageMarker, StoredObject
 from bdr.storage.translate import Translator
 from bdr.storage.undoing import Undoing
 from bdr.storage.writer import StreamWriter
-from bdr.threads import in_daemon_thread
 
 # Two already keep an upload busy; each more costs its 8 MiB.
 _PARTS_AT_ONCE = 2
 # Long enough for the runtime's threads to tell Python of the last call before an interpreter exits.
 _LAST_TICK = 0.01
-
-
-async def open_storage(config: BinaryStorageConfig, *, name: str) -> "OpenDalStorage":
-    """The storage that `config` describes; `name` is how errors call it.
-
-    Raises:
-        ConfigError: an option is unknown, missing or wrong, or the service cannot write.
-        PermissionDenied: the root's folder may not be created.
-        StorageUnavailable: the file system that the root is in does not answer.
-    """
-    try:
-        return await in_time(config.timeout, in_daemon_thread(partial(OpenDalStorage, config, name=name)))
-    except TimeoutError as error:
-        raise StorageUnavailable(
-            f"could not open storage {name!r} at {without_secrets(config.root)}: {error.strerror} "
-            "(check that it is mounted and answers)"
-        ) from error
 
 
 class OpenDalStorage:
@@ -176,12 +156,13 @@ class OpenDalStorage:
     async def delete_many(self, paths: Sequence[str], *, concurrency: int, patience: timedelta) -> Outcomes:
         """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
 
-        What is gone stays gone after a power cut. A path is left out whose delete was not begun: because another one
-        found the storage unavailable, or because `patience` was over. InvalidArgument when one is malformed.
+        What is gone stays gone after a power cut. A path is left out whose delete was not begun, or not made durable:
+        because another one found the storage unavailable, or because `patience` was over. InvalidArgument when one is
+        malformed.
         """
         for path in paths:
             checked_path(path)
-        threads = min(concurrency, len(paths))
+        threads = min(concurrency, len(paths), self._calls.concurrency)
         until = time.monotonic() + patience.total_seconds()
         # One alone shares its sync with those of its neighbours.
         if self._folders is None or threads == 1:

@@ -91,8 +91,8 @@ class BinaryDataStorage(Protocol):
     ) -> Mapping[str, BinaryStorageError | None]:
         """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
 
-        What is gone stays gone after a power cut. A path is left out whose delete was not begun: because another one
-        found the storage unavailable, or because `patience` was over.
+        What is gone stays gone after a power cut. A path is left out whose delete was not begun, or not made durable:
+        because another one found the storage unavailable, or because `patience` was over.
         """
 
     @property

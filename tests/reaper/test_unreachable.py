@@ -1,12 +1,15 @@
 """Storages that go away, before and while a reaper deletes: nothing is used up, others go on, and it ends well."""
 
 import asyncio
+import errno
 
 import pytest
 
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig
+from bdr.catalog import expiry
 from bdr.errors import StorageUnavailable
 from bdr.reaper import ReapReport
+from bdr.storage import OpenDalStorage
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import MakeProxy, TcpProxy
 from tests.fixtures.storages import MakeStorageConfig
@@ -123,6 +126,51 @@ async def test_an_object_that_the_storage_never_answers_for_is_the_objects_own_f
     reports.append(await binary.reap())
     assert sum(report.blobs for report in reports) == 4
     assert [row[:2] for row in await blobs(binary)] == [("quarantined", 2)]
+
+
+async def test_references_go_on_time_although_an_object_is_never_answered_for(connect: Connect, redis: Through) -> None:
+    config, between = redis
+    binary = await connect(storage=config, reaper=EAGER.model_copy(update={"batch_size": 2}))
+    (bad,) = await expired(binary)
+    path = (await path_of(binary, bad)).encode()
+    between.on_client_data(lambda chunk: between.cut() if path in chunk else None)
+    assert (await binary.reap()).failed == 1
+    await make_due(binary)
+    await expired(binary, 5)
+    # It is due before them, and ends the deletes of this pass.
+    report = await binary.reap()
+    assert (report.references, report.blobs, report.failed) == (5, 0, 1)
+    assert report.unreachable.keys() == {"main"}
+    assert await keys_left(binary) == set()
+    assert sorted(attempts for _, attempts, *_ in await blobs(binary)) == [0] * 5 + [2]
+    between.on_client_data(None)
+    await make_due(binary)
+    assert (await binary.reap()).blobs == 6
+    assert await finished(binary)
+
+
+async def test_folders_that_are_not_synced_in_time_cost_one_object_one_attempt(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = await connect(reaper=EAGER.model_copy(update={"batch_size": 4}))
+    await expired(binary, 8)
+    await binary.engine.database.transaction(lambda own: expiry.claim_expired(own, "main", 100))
+    storage = binary.engine.storage("main")
+    assert isinstance(storage, OpenDalStorage)
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ETIMEDOUT, f"no answer for {descriptor}")
+
+    monkeypatch.setattr(storage._folders, "_fsync", fsync)
+    report = await binary.reap()
+    assert (report.blobs, report.failed) == (0, 1)
+    assert report.unreachable.keys() == {"main"}
+    assert sorted(attempts for _, attempts, *_ in await blobs(binary)) == [0] * 7 + [1]
+    assert len(await objects_in(storage)) == 4
+    monkeypatch.undo()
+    await make_due(binary)
+    assert (await binary.reap()).blobs == 8
+    assert await finished(binary)
 
 
 async def test_a_storage_that_hangs_ends_its_part_of_the_pass_in_time(connect: Connect, redis: Through) -> None:
