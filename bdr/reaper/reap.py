@@ -173,17 +173,20 @@ class _Pass:
         """Reap a batch of references that expired `since` then; gives back how many, and when the last one had."""
         settings = self._settings
         lease = settings.lease if self._deletes(name) else None
+        unreferenced: set[uuid.UUID] = set()
 
         async def work(own: AsyncConnection) -> Expired:
             expired = await expiry.claim_expired(own, name, settings.batch_size, since, lease=lease)
             # fail point: reap.expired
+            unreferenced.update(one.blob_id for one in expired.references)
             await write_reaped(own, self._engine.instance_id, expired.references)
             return expired
 
         # Acknowledged before the first object is touched: from here until the lease ends nobody else deletes these.
-        references, blobs = await self._engine.database.transaction(work)
+        references, blobs = await self._engine.database.transaction(
+            work, ended=lambda: self._engine.forget(unreferenced)
+        )
         # fail point: reap.expired-committed
-        self._engine.forget({one.blob_id for one in references})
         self._report.references += len(references)
         if lease is not None:
             await self._sweep(name, blobs, concurrency)
