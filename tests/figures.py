@@ -3,8 +3,11 @@
 import pytest
 
 
-def figure(reporter: pytest.TerminalReporter, folder: str, counted: str, whole: str) -> None:
-    """Write the sum of a property of the folder's tests, and `whole` only when none of these failed."""
+def figure(reporter: pytest.TerminalReporter, ended: int, folder: str, counted: str, whole: str) -> None:
+    """Write the sum of a property of the folder's tests, and `whole` only when all of them ran and none failed.
+
+    `ended` is the exit status of the run.
+    """
     passed, failed, error = (
         [report for report in reporter.stats.get(outcome, []) if report.nodeid.startswith(f"{folder}/")]
         for outcome in ("passed", "failed", "error")
@@ -14,5 +17,6 @@ def figure(reporter: pytest.TerminalReporter, folder: str, counted: str, whole: 
     counts = [count for report in calls for name, count in report.user_properties if name == counted]
     if counts:
         wrong = len({report.nodeid for report in failed + error})
-        verdict = f"{wrong} of the tests failed" if wrong else whole
+        cut_off = "the run was cut off" if ended == pytest.ExitCode.INTERRUPTED else whole
+        verdict = f"{wrong} of the tests failed" if wrong else cut_off
         reporter.write_line(f"{sum(counts)} {counted}; {verdict}.")

@@ -6,6 +6,6 @@ from tests.chaos.test_steps import KILLED
 from tests.figures import figure
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Say at how many boundaries processes were killed, on however many workers."""
-    figure(terminalreporter, "tests/chaos", KILLED, "after each, everything was whole again")
+    figure(terminalreporter, exitstatus, "tests/chaos", KILLED, "after each, everything was whole again")

@@ -33,9 +33,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         item.user_properties.append((FAULTS, all_struck() - before))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Say how many faults were injected in all, on however many workers."""
-    figure(terminalreporter, "tests/faults", FAULTS, "nothing was lost and nothing orphaned")
+    figure(terminalreporter, exitstatus, "tests/faults", FAULTS, "nothing was lost and nothing orphaned")
 
 
 @dataclass

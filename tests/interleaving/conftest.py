@@ -21,6 +21,6 @@ async def stage(postgres: PostgresServer, template_database: str) -> AsyncIterat
     await postgres.drop_database(name)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Say how many orders were played in all, on however many workers."""
-    figure(terminalreporter, "tests/interleaving", ORDERS, "every one came to what the rules say")
+    figure(terminalreporter, exitstatus, "tests/interleaving", ORDERS, "every one came to what the rules say")

@@ -9,8 +9,8 @@ from tests.storage.helpers import run_python
 CONFTEST = """
 from tests.figures import figure
 
-def pytest_terminal_summary(terminalreporter):
-    figure(terminalreporter, "ours", "things were done", "all is well")
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    figure(terminalreporter, exitstatus, "ours", "things were done", "all is well")
 """
 TESTS = """
 import pytest
@@ -18,13 +18,15 @@ import pytest
 @pytest.fixture
 def broken(request):
     assert request.param != "set-up"
-    yield
+    yield request.param
     assert request.param != "take-down"
 
 @pytest.mark.parametrize("broken", ["", {broken!r}], indirect=True)
 def test_counts(broken, record_property):
     record_property("things were done", 3)
     assert {broken!r} != "test"
+    if broken == "interrupted":
+        raise KeyboardInterrupt
 """
 RUN = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--rootdir', sys.argv[1], sys.argv[1]]))"
 
@@ -35,6 +37,7 @@ RUN = "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--r
         ("", "6 things were done; all is well."),
         ("test", "6 things were done; 2 of the tests failed."),
         ("set-up", "3 things were done; 1 of the tests failed."),
+        ("interrupted", "3 things were done; the run was cut off."),
         ("take-down", "6 things were done; 1 of the tests failed."),
     ],
 )
