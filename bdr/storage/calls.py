@@ -14,6 +14,8 @@ from bdr.storage.translate import FAILURES, Translator
 
 T = TypeVar("T")
 
+# One syncs folders while the other deletes.
+_BATCHES = 2
 _ATTEMPTS = 3
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 0.5
@@ -22,8 +24,8 @@ _LONGEST_WAIT = 0.5
 class Calls:
     """The calls of one storage; at most `concurrency` of them run at once.
 
-    What works through many objects by threads of its own takes one slot for all of them, and `batch`: one such caller
-    has threads at a time, and no more of them than `concurrency`.
+    What works through many objects by threads of its own takes one slot for all of them, and one of the `batches`: so
+    many such callers have threads at a time, and no more than `threads` each.
 
     OpenDAL's own layers are not used for this: its retries also repeat writes and errors that stay, and its limit
     counts open files as calls, so that a few readers block each other for ever.
@@ -31,9 +33,9 @@ class Calls:
 
     def __init__(self, translated: Translator, *, concurrency: int, patience: timedelta) -> None:
         self.translated = translated
-        self.concurrency = concurrency
         self.slots = asyncio.Semaphore(concurrency)
-        self.batch = asyncio.Lock()
+        self.batches = asyncio.Semaphore(_BATCHES)
+        self.threads = max(1, concurrency // _BATCHES)
         self.patience = patience
         self._closed = False
         self._again = stamina.AsyncRetryingCaller(

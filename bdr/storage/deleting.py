@@ -101,16 +101,16 @@ class FileDeletes:
             async with self._calls.slots:
                 outcomes = await self._by_threads(concurrency)
         finally:
-            self._calls.batch.release()
+            self._calls.batches.release()
         if self._is_late() or any(isinstance(error, StorageUnavailable) for error in outcomes.values()):
             return outcomes
         return outcomes | await deleted_each(delete, self._refused, concurrency=concurrency, until=self._until)
 
     async def _has_turn(self) -> bool:
-        """Wait until no other batch has threads here; False when the time for this one is over before."""
+        """Wait until the storage has threads for one more batch; False when the time for this one is over before."""
         try:
             async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
-                return await self._calls.batch.acquire()
+                return await self._calls.batches.acquire()
         except TimeoutError:
             return False
 

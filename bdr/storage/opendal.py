@@ -162,13 +162,13 @@ class OpenDalStorage:
         """
         for path in paths:
             checked_path(path)
-        threads = min(concurrency, len(paths), self._calls.concurrency)
+        threads = min(concurrency, len(paths))
         until = time.monotonic() + patience.total_seconds()
         # One alone shares its sync with those of its neighbours.
         if self._folders is None or threads == 1:
             return await deleted_each(self.delete, paths, concurrency=threads, until=until)
         files = FileDeletes(self._root, self._folders, self._calls, until=until)
-        return await files.run(paths, self.delete, concurrency=threads)
+        return await files.run(paths, self.delete, concurrency=min(threads, self._calls.threads))
 
     @property
     def can_list(self) -> bool:
