@@ -40,9 +40,14 @@ class Common:
         return load_settings(database_url=self.database_url)
 
     def settings_to_connect(self) -> "Settings":
-        """The same, for an engine that does one thing: it remembers no places, and so needs no connection to listen."""
+        """The same, for an engine that does one thing.
+
+        It remembers no places, so needs no connection to listen, and makes no rows for uploads to come.
+        """
         settings = self.settings()
-        return settings.model_copy(update={"cache": settings.cache.model_copy(update={"locations": 0})})
+        cache = settings.cache.model_copy(update={"locations": 0})
+        upload = settings.upload.model_copy(update={"reserve_ahead": 0})
+        return settings.model_copy(update={"cache": cache, "upload": upload})
 
 
 CommonOptions = Annotated[Common, Parameter(name="*", group=Group("Global options", sort_key=9))]
