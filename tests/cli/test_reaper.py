@@ -90,7 +90,9 @@ async def test_a_reaper_that_is_told_to_stop_ends_its_batch_and_begins_no_other(
     engine = await connect(lifecycle=EXPIRED)
     for _ in range(3):
         await engine.store_data(b"x")
-    async with command.running("reaper", BDR_REAPER__BATCH_SIZE="1", **OFTEN) as reaper:
+    # Of more objects at once there would be two batches under way.
+    one_by_one = {"BDR_REAPER__BATCH_SIZE": "1", "BDR_REAPER__CONCURRENCY": "1"}
+    async with command.running("reaper", **one_by_one, **OFTEN) as reaper:
         async with operations_held(database_url) as connection:
             announced = await reaper.logged(STARTED)
             assert " every 100ms, " in announced
