@@ -61,9 +61,13 @@ class Change:
 
 
 def locked_references(asked: FromClause, *conditions: ColumnElement[bool], skip_locked: bool = False) -> Any:
-    """A CTE that locks the references asked for, in key order, and reads their counts as they are then."""
+    """A CTE that locks the references asked for, in key order, and reads their counts as they are then.
+
+    What is asked of each comes along: the other columns of `asked`.
+    """
+    more = [column for column in asked.c if column.name != "file_key"]
     return (
-        select(Reference.file_key, Reference.ref_count, Reference.holder_count)
+        select(Reference.file_key, Reference.ref_count, Reference.holder_count, *more)
         .join_from(Reference, asked, Reference.file_key == asked.c.file_key)
         .where(*conditions)
         .order_by(Reference.file_key)
@@ -73,53 +77,53 @@ def locked_references(asked: FromClause, *conditions: ColumnElement[bool], skip_
 
 
 _ASKED = asked_for("asked", file_key=Text(), net=BigInteger(), low=BigInteger())
+_COUNTED = (Reference.file_key, Reference.ref_count.label("after"), Reference.zero_ref_retention)
 
 
-def _wholly(free: Any) -> tuple[Any, Any]:
+def _free(locked: Any) -> Any:
+    # Who registered by name also releases by name: these are not for others to give away.
+    return locked.c.ref_count - locked.c.holder_count
+
+
+def _wholly(locked: Any) -> tuple[Any, Any]:
     """All that is asked of a reference, or nothing."""
-    return free + _ASKED.c.low >= 0, _ASKED.c.net
+    return _free(locked) + locked.c.low >= 0, locked.c.net
 
 
-def _as_far_as_it_goes(free: Any) -> tuple[Any, Any]:
+def _as_far_as_it_goes(locked: Any) -> tuple[Any, Any]:
     """Of the releases asked of a reference, as many as there are uses."""
-    return free > 0, func.greatest(_ASKED.c.net, -free)
+    return _free(locked) > 0, func.greatest(locked.c.net, -_free(locked))
+
+
+def _changing(locked: Any, allowed: Callable[[Any], tuple[Any, Any]]) -> Any:
+    may, by = allowed(locked)
+    # Counted from what was found under the lock, not from the row that the update finds: that is as old as the
+    # statement, so a release that waited for a registration would take the zero from before it for the count.
+    return (
+        update(Reference)
+        .where(Reference.file_key == locked.c.file_key, may)
+        .values(
+            ref_count=locked.c.ref_count + by,
+            # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it,
+            # before the server looks for a newer one: with the old number of holders beside the new count they fail.
+            holder_count=locked.c.holder_count,
+            last_access_at=ACCESSED,
+        )
+        .returning(*_COUNTED)
+    )
 
 
 def _counting(allowed: Callable[[Any], tuple[Any, Any]], *, skip_locked: bool = False) -> Any:
+    """The change, and what was found where nothing could be changed."""
     locked = locked_references(_ASKED, skip_locked=skip_locked)
-    # Who registered by name also releases by name: these are not for others to give away.
-    free = locked.c.ref_count - locked.c.holder_count
-    may, by = allowed(free)
-    # Counted from what was found under the lock, not from the row that the update finds: that is as old as the
-    # statement, so a release that waited for a registration would take the zero from before it for the count.
-    changed = (
-        update(Reference)
-        .where(
-            Reference.file_key == locked.c.file_key,
-            Reference.file_key == _ASKED.c.file_key,
-            may,
-        )
-        .values(_counted(locked, by))
-        .returning(Reference.file_key, Reference.ref_count, Reference.zero_ref_retention)
-        .cte("changed")
-    )
+    changed = _changing(locked, allowed).cte("changed")
     return select(
         locked.c.file_key,
         locked.c.ref_count.label("before"),
-        free.label("free"),
-        changed.c.ref_count.label("after"),
+        _free(locked).label("free"),
+        changed.c.after,
         changed.c.zero_ref_retention,
     ).select_from(locked.outerjoin(changed, changed.c.file_key == locked.c.file_key))
-
-
-def _counted(locked: Any, by: Any) -> dict[str, Any]:
-    return {
-        "ref_count": locked.c.ref_count + by,
-        # As it is. Constraints are checked on what would become of the row as the statement's snapshot has it, before
-        # the server looks for a newer one: with the old number of holders beside the new count they fail.
-        "holder_count": locked.c.holder_count,
-        "last_access_at": ACCESSED,
-    }
 
 
 COUNT = _counting(_wholly)
@@ -127,24 +131,7 @@ REGISTER_FREE = _counting(_wholly, skip_locked=True)
 RELEASE = _counting(_as_far_as_it_goes)
 RELEASE_FREE = _counting(_as_far_as_it_goes, skip_locked=True)
 _COUNT = Prepared(COUNT)
-
-_FREE_ONES = (
-    select(Reference.file_key, Reference.ref_count, Reference.holder_count, _ASKED.c.net, _ASKED.c.low)
-    .join_from(Reference, _ASKED, Reference.file_key == _ASKED.c.file_key)
-    .order_by(Reference.file_key)
-    .with_for_update(of=Reference, skip_locked=True)
-    .cte("free_ones")
-)
-_COUNTED = (Reference.file_key, Reference.ref_count.label("after"), Reference.zero_ref_retention)
-COUNT_FREE = Prepared(
-    update(Reference)
-    .where(
-        Reference.file_key == _FREE_ONES.c.file_key,
-        _FREE_ONES.c.ref_count - _FREE_ONES.c.holder_count + _FREE_ONES.c.low >= 0,
-    )
-    .values(_counted(_FREE_ONES, _FREE_ONES.c.net))
-    .returning(*_COUNTED)
-)
+COUNT_FREE = Prepared(_changing(locked_references(_ASKED, skip_locked=True), _wholly))
 # Without a lock before: a row that changed while this waited for it is looked at again as it then is, all of it. The
 # constraints, checked on the row as it was, hold whenever the condition does: `net` is never less than `low`.
 COUNT_ONE = Prepared(

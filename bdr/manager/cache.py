@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
-from bdr.errors import BinaryStorageError, Corrupt, FileNotFound, InstanceClosed
+from bdr.errors import BinaryStorageError, Corrupt, FileNotFound, InstanceClosed, own_error
 
 V = TypeVar("V")
 
@@ -135,7 +135,7 @@ class ByteCache:
         if isinstance(error, FileNotFound | Corrupt):
             return await load()
         if isinstance(error, BinaryStorageError):
-            raise type(error)(str(error)) from error
+            raise own_error(error, [], "Reading")
         return task.result()
 
     def kept(self, blob_id: uuid.UUID) -> bytes | None:

@@ -36,7 +36,6 @@ class Counting:
         # Of what is locked: asks that wait for the one that is under way.
         self._lanes: dict[str, list[_Ask]] = {}
         self._places = asyncio.Semaphore(max(1, lanes))
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def count(self, key: str, by: int) -> Counted:
         """Add `by`, 1 or -1; as `bdr.catalog.count` does for one key.
@@ -56,13 +55,14 @@ class Counting:
     async def close(self) -> None:
         """Wait until everything that was asked has its answer."""
         await self._groups.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     async def _commit(self, asks: list[_Ask]) -> None:
+        by_key: dict[str, list[_Ask]] = {}
+
         def changes() -> Mapping[str, Change]:
             take_up(asks)
-            return {key: _change(own) for key, own in _by_key(asks).items()}
+            by_key.update(_by_key(asks))
+            return {key: _change(own) for key, own in by_key.items()}
 
         try:
             counted = await count_free(self._database, changes)
@@ -71,9 +71,8 @@ class Counting:
                 fail_all(asks, error)
             else:
                 # One of them is at fault, and the others shall not suffer for it.
-                self._open_lanes(_by_key(asks))
+                self._open_lanes(by_key)
             return
-        by_key = _by_key(asks)
         for key, found in counted.items():
             _answer(by_key.pop(key), found)
         if by_key:
@@ -98,9 +97,7 @@ class Counting:
         for key, asks in left.items():
             put_down(asks)
             self._lanes[key] = asks + later.get(key, [])
-            task = asyncio.create_task(self._run_lane(key))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._groups.do_beside(self._run_lane(key))
 
     async def _run_lane(self, key: str) -> None:
         """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""

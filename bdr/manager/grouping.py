@@ -6,9 +6,9 @@ happens; group first, it goes on without a caller, who is told that the outcome 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bdr.errors import (
     BinaryStorageError,
@@ -94,6 +94,7 @@ class Groups(Generic[Item, Answer]):
         self._commit = commit
         self._gathered: list[Ask[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
 
     def add(self, ask: Ask[Item, Answer]) -> None:
         """Let it go with the next group."""
@@ -113,10 +114,18 @@ class Groups(Generic[Item, Answer]):
             self._gathered = [ask for ask in self._gathered if not wanted(ask.item)]
         return taken
 
+    def do_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what must not keep the groups waiting."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     async def close(self) -> None:
-        """Wait until everything that was gathered has been sent."""
+        """Wait until everything that was gathered has been sent, and what is done beside is done."""
         while self._sending is not None:
             await asyncio.wait({self._sending})
+        while self._beside:
+            await asyncio.wait(self._beside)
 
     async def _send(self) -> None:
         try:

@@ -21,7 +21,6 @@ class Publishing:
         self._database = database
         self._places = asyncio.Semaphore(max(1, lanes))
         self._groups = Groups(self._commit)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def publish(self, publication: Publication) -> bool:
         """Turn an upload into a reference; False when a reaper has claimed it before. Errors: OutcomeUnknown."""
@@ -32,8 +31,6 @@ class Publishing:
     async def close(self) -> None:
         """Wait until everything that was asked has its answer."""
         await self._groups.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     async def _commit(self, asks: list[_Ask]) -> None:
         try:
@@ -46,17 +43,18 @@ class Publishing:
                 # One of them is at fault, and the others shall not suffer for it.
                 self._publish_alone(asks)
             return
-        self._publish_alone([ask for ask in asks if ask.item.row["blob_id"] not in published])
+        left = []
         for ask in asks:
             if ask.item.row["blob_id"] in published:
                 ask.give(True)
+            else:
+                left.append(ask)
+        self._publish_alone(left)
 
     def _publish_alone(self, asks: list[_Ask]) -> None:
         put_down(asks)
         for ask in asks:
-            task = asyncio.create_task(self._wait_and_publish([ask]))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._groups.do_beside(self._wait_and_publish([ask]))
 
     async def _wait_and_publish(self, asks: list[_Ask]) -> None:
         """Publish the only one of `asks`, once nobody has it locked any more."""
