@@ -39,6 +39,7 @@ class Session:
         self.name = name
         self.label = ""
         self.pid: int | None = None
+        self.passes: str | None = None
         self._used: set[asyncpg.Connection] = set()
         self._gate: asyncio.Future[None] | None = None
         self._unstoppable = False
@@ -61,7 +62,8 @@ class Session:
 
     async def arrive(self, label: str, connection: asyncpg.Connection | None = None) -> None:
         """Wait at the gate; the step will run on `connection`, if it is SQL."""
-        if self._unstoppable:
+        passes, self.passes = self.passes == label, None
+        if self._unstoppable or passes:
             return
         assert self._gate is None, f"{self.name} has two tasks that want to do {self.label} and {label} at once"
         self.label, self.pid = label, None
@@ -111,6 +113,12 @@ async def arrive(label: str) -> None:
     """A step that is not SQL, such as a call of a storage; outside of a session nothing is waited for."""
     if (session := _session.get()) is not None:
         await session.arrive(label)
+
+
+def pass_once(label: str) -> None:
+    """Let this session's next step, if it is of that label, be no step: nobody else could tell when it is done."""
+    if (session := _session.get()) is not None:
+        session.passes = label
 
 
 def pause_at_statements(engine: Engine) -> None:

@@ -62,7 +62,8 @@ class State:
             or `dead`.
         hasty: leases and graces are over at once, as when a process stands still for long enough.
         apart: single statements commit in a step of their own; otherwise at once, which makes for fewer orders.
-        grouping: counts first try what is free; otherwise they wait for the lock at once, which makes for fewer orders.
+        grouping: counts first try what is free, as if others came at the same moment, and so do publications; otherwise
+            they wait for the lock at once, as who is alone does, which makes for far fewer orders.
         lost: the storage was in the memory of an engine that is no more, so there are no objects.
         known: whether the storage has its row.
     """
@@ -76,7 +77,7 @@ class State:
     instances: dict[str, str] = field(default_factory=dict)
     hasty: bool = field(default=False, compare=False)
     apart: bool = field(default=True, compare=False)
-    grouping: bool = field(default=True, compare=False)
+    grouping: bool = field(default=False, compare=False)
     lost: bool = field(default=False, compare=False)
     known: bool = True
 

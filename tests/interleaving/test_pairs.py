@@ -46,10 +46,21 @@ ON_A = (register("a"), release("a"), get("a"), touch("a"), delete("a"), cleanup(
 COUNTING = (register("a"), release("a"), touch("a"))
 HOLDERS = (register("a"), release("a"), delete("a"), claim(), add("b", "x"))
 
-# Many steps of their own: counts wait at once, so that the orders stay fewer.
-ENDING = replace(stored(a=Ref("x", count=1, at_once=True)), grouping=False)
+ENDING = stored(a=Ref("x", count=1, at_once=True))
 FAMILIES = (
     Family("idle", IDLE, each_two(*ON_A), 700),
+    Family(
+        "counted in groups",
+        replace(IDLE, grouping=True),
+        [*each_two(*COUNTING), *product([register("a"), release("a")], [remove("a"), claim()])],
+        450,
+    ),
+    Family(
+        "ending in groups",
+        replace(ENDING, apart=False, grouping=True),
+        [(release("a"), register("a"))],
+        300,
+    ),
     Family("another reference", IDLE, [*product([add("b", "x")], ON_A), (add("b", "x"), add("c", "x"))], 90),
     Family("ending", ENDING, list(product([release("a")], HOLDERS)), 300),
     Family("too old", AGED, list(product([claim()], ON_A)), 100),
@@ -133,11 +144,17 @@ FAMILIES = (
         ],
         150,
     ),
+    Family(
+        "uploads in groups",
+        State(hasty=True, apart=False, grouping=True),
+        list(product([store(), store_that_fails()], [claim_stranded(), then(claim_stranded(), sweep())])),
+        150,
+    ),
     Family("reaped and read", IDLE, [(get("a"), then(claim(), sweep()))], 50),
     Family("a whole pass", replace(IDLE, apart=False), list(product([reap()], [register("a"), add("b", "x")])), 100),
     Family(
         "forgotten",
-        replace(IDLE, objects=set(), lost=True, grouping=False),
+        replace(IDLE, objects=set(), lost=True),
         list(product([forget()], [register("a"), add("b", "x"), reserve()])),
         100,
     ),
