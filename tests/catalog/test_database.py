@@ -657,6 +657,23 @@ async def test_connections_kept_past_sqlalchemy_are_there_for_it(counter_url: st
         assert await connection.scalar(mine) == 2
 
 
+async def test_a_connection_whose_answer_was_lost_is_lent_to_nobody_else(seam: Database, counter_url: str) -> None:
+    async def process_of() -> int:
+        (row,) = await seam.look_up(Prepared(text("SELECT pg_backend_pid() AS pid")), {})
+        return int(row["pid"])
+
+    first = await process_of()
+    with pytest.raises(InvalidArgument):
+        await seam.look_up(Prepared(text("SELECT 1 / 0")), {})
+    assert await process_of() == first
+    waiting = asyncio.create_task(seam.look_up(Prepared(text("SELECT pg_sleep(600)")), {}))
+    await until(counter_url, "wait_event = 'PgSleep'")
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await process_of() != first
+
+
 async def test_closing_twice_is_closing(seam: Database) -> None:
     await seam.close()
     await seam.close()

@@ -127,6 +127,22 @@ async def test_a_caller_that_is_cancelled_before_there_is_a_connection_has_count
     assert await count_of(binary, key) == 2
 
 
+async def test_what_all_callers_have_taken_back_is_not_sent(connect: Connect) -> None:
+    binary = await connect(database=DatabaseConfig(pool_size=1))
+    keys = await store_many(binary, 3)
+    sent = statements_of(binary, "UPDATE bdr.binary_data_reference")
+    async with binary.engine.database.reading():
+        tasks = [asyncio.create_task(binary.register_reference(key)) for key in keys]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        assert [type(one) for one in await asyncio.gather(*tasks, return_exceptions=True)] == [
+            asyncio.CancelledError
+        ] * 3
+    assert await binary.register_reference(keys[0]) == 2
+    assert len(sent) == 1
+
+
 async def test_who_asked_first_for_what_is_then_found_locked_is_counted_first(
     binary: Binary, caller: AsyncEngine, database_url: str
 ) -> None:
@@ -269,6 +285,24 @@ async def test_a_lost_answer_is_told_to_each_of_a_group_with_its_own_key(
     await until_quiet(binary)
     assert [await count_of(binary, key) for key in keys] == [2 if happens else 1] * 3
     assert await far.register_reference(keys[0]) == (3 if happens else 2)
+
+
+async def test_a_lost_answer_concerns_only_what_was_sent_of_all_that_waits_for_one_reference(
+    binary: Binary, connect_through: ConnectThrough, database_url: str
+) -> None:
+    far, proxy = await connect_through()
+    (key,) = await store_many(binary, 1)
+    async with closed_gate(database_url) as gate:
+        # Both together are too many, so that the first goes first, without the other.
+        tasks = [asyncio.create_task(far.release_reference(key)) for _ in range(2)]
+        await gate.reached()
+        proxy.cut()
+        await gate.open()
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(first, OutcomeUnknown)
+    assert isinstance(second, NotReferenced)
+    await until_quiet(binary)
+    assert await count_of(binary, key) == 0
 
 
 async def test_one_that_the_server_refuses_does_not_fail_the_others(binary: Binary) -> None:

@@ -101,6 +101,22 @@ async def test_one_whose_row_somebody_has_locked_delays_nobody_else(
     assert waiting
 
 
+async def test_many_whose_rows_are_locked_leave_connections_for_the_others(
+    connect: Connect, caller: AsyncEngine, database_url: str
+) -> None:
+    binary = await connect(database=DatabaseConfig(pool_size=2, pool_timeout=timedelta(seconds=5)))
+    async with closed_gate(database_url) as gate:
+        first = asyncio.create_task(binary.store_data(b"first"))
+        await gate.reached()
+        tasks = await gathered(binary, b"one", b"two", b"three")
+        async with caller.begin() as own:
+            await own.execute(text("SELECT FROM bdr.blob FOR UPDATE SKIP LOCKED"))
+            await gate.open()
+            await until_waiting(binary)
+            assert await binary.register_reference((await first).file_key) == 2
+    assert len({one.file_key for one in await asyncio.gather(*tasks)}) == 3
+
+
 async def test_a_lock_that_is_not_let_go_of_in_time_is_busy_and_stores_nothing(
     connect: Connect, caller: AsyncEngine
 ) -> None:
