@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from bdr.errors import IoError
 
@@ -35,10 +37,12 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
     try:
         threading.Thread(target=run, daemon=True).start()
     except RuntimeError as error:
-        raise IoError(
-            f"no thread could be started: {error} (raise the limit of processes, or lower `concurrency`)"
-        ) from error
+        raise _no_thread(error) from error
     return await done
+
+
+def _no_thread(error: RuntimeError) -> IoError:
+    return IoError(f"no thread could be started: {error} (raise the limit of processes, or lower `concurrency`)")
 
 
 def _call(
@@ -52,3 +56,83 @@ def _call(
     # The loop may be closed by now.
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(once)
+
+
+class DaemonThreads:
+    """Up to `limit` threads of one event loop, for much that is short: they are kept, and tell of many results at once.
+
+    What is given is begun in that order; what nobody waits for any more by then is not begun at all.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._threads = 0
+        self._under_way = 0
+        self._jobs: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._told = False
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done in one of the threads. IoError: the operating system has no thread to give."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._under_way += 1
+        try:
+            self._grow()
+        except IoError:
+            self._under_way -= 1
+            raise
+        self._jobs.put((done, work))
+        return await done
+
+    def close(self) -> None:
+        """End the threads, each after what it is about."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+        self._threads = 0
+
+    def _grow(self) -> None:
+        if self._threads >= min(self._limit, self._under_way):
+            return
+        try:
+            threading.Thread(target=self._work, daemon=True).start()
+        except RuntimeError as error:
+            if self._threads == 0:
+                raise _no_thread(error) from error
+        else:
+            self._threads += 1
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, work = job
+            result, error = None, None
+            if not future.done():
+                try:
+                    result = work()
+                except BaseException as raised:  # noqa: BLE001 - handed to who waits, whatever it is
+                    error = raised
+            self._tell(future, result, error)
+
+    def _tell(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        # Between a thread and the loop: the thread appends, then reads `_told`; the loop clears `_told`, then takes
+        # what is there. If the thread still reads True, it had appended before the loop began to take. If it reads
+        # False, it calls the loop itself, once too often at worst.
+        self._done.append((future, result, error))
+        if not self._told:
+            self._told = True
+            try:
+                future.get_loop().call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                # The loop is closed, and nobody waits.
+                self._told = False
+
+    def _deliver(self) -> None:
+        self._told = False
+        while self._done:
+            future, result, error = self._done.popleft()
+            self._under_way -= 1
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)

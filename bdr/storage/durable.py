@@ -58,6 +58,7 @@ class DirectorySync:
         self._patience = patience
         self._fsync = fsync
         self._due: set[Path] = set()
+        self._named: set[str] = set()
         self._running: asyncio.Task[Failures] | None = None
         self._next: asyncio.Task[Failures] | None = None
         self._thread: asyncio.Task[Failures] | None = None
@@ -77,6 +78,22 @@ class DirectorySync:
         for folder in chain:
             if folder in failures:
                 raise failures[folder]
+
+    def sync_here(self, path: str) -> None:
+        """As `sync`, in the calling thread: for who has just written the object there.
+
+        The folders above the object's own hold what they held before, so they are synced only for its first object.
+        """
+        folder = path.rpartition("/")[0]
+        chain = self._folders_of(path)
+        for one in chain[:1] if folder in self._named else chain:
+            sync_folder(one, self._fsync)
+        self._check_marker()
+        self._named.add(folder)
+
+    def forget(self, path: str) -> None:
+        """The folder of an object is about to be made: nothing is known of it any more."""
+        self._named.discard(path.rpartition("/")[0])
 
     async def removed_from(self, folders: Collection[Path], *, threads: int) -> dict[Path, OSError | None]:
         """Make durable what these folders no longer hold, each synced once; gives back, by folder, None or why not.

@@ -20,6 +20,7 @@ from bdr.errors import (
 from bdr.settings import BinaryStorageConfig
 from bdr.storage.calls import Calls
 from bdr.storage.deleting import FileDeletes, Outcomes, deleted_each
+from bdr.storage.files import LARGEST, SmallFiles
 from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
 from bdr.storage.moving import copied
@@ -50,7 +51,7 @@ class OpenDalStorage:
         self._calls = Calls(self._translated, concurrency=config.concurrency, patience=config.timeout)
         self._undoing = Undoing(self.delete, self._translated, patience=config.io_timeout)
         self._can = self._operator.capability()
-        self._in_parts = self._can.write_can_multi
+        self._files = None if self._folders is None else SmallFiles(self._root, config)
         # Redis alone of the tested services has no such condition: there the catalog's fresh paths must do.
         self._only_new = self._can.write_with_if_not_exists
         self._marker_seen = False
@@ -104,7 +105,7 @@ class OpenDalStorage:
         """The whole object. FileNotFound when it is not there."""
         checked_path(path)
         try:
-            return await self._calls.retried("read", path, lambda: self._operator.read(path))
+            return await self._calls.retried("read", path, lambda: self._whole(path))
         except FileNotFound:
             await self._confirm_absence()
             raise
@@ -116,10 +117,9 @@ class OpenDalStorage:
             raise InvalidArgument(f"a range needs an offset and a length of at least 0, not {offset} and {length}")
         if length == 0:
             return await self._empty_range(path, offset)
+        part = partial(self._operator.read, path, offset=offset, size=length)
         async with self._absence_confirmed():
-            data = await self._calls.retried(
-                "read", path, lambda: self._operator.read(path, offset=offset, size=length)
-            )
+            data = await self._calls.retried("read", path, part)
         if len(data) != length:
             raise self._too_short(path, offset, length)
         return data
@@ -221,11 +221,12 @@ class OpenDalStorage:
         there = await self.read_marker()
         if there is not None:
             return there
-        with suppress(OperationError):
+        try:
             await self._put(MARKER_PATH, encoded_marker(marker))
-        await self._settled(MARKER_PATH)
-        there = await self.read_marker()
-        if there is None:
+        except OperationError:
+            # Whoever was first may not have synced its name yet.
+            await self._settled(MARKER_PATH)
+        if (there := await self.read_marker()) is None:
             raise StorageUnavailable(f"the marker of {self._translated} was written, but is not there")
         return there
 
@@ -233,6 +234,8 @@ class OpenDalStorage:
         """Wait for failed uploads to be undone, and refuse everything from then on."""
         await self._undoing.finished()
         self._calls.close()
+        if self._files is not None:
+            self._files.close()
         await asyncio.sleep(_LAST_TICK)
 
     async def _written(self, path: str, data: bytes) -> StoredObject:
@@ -244,11 +247,18 @@ class OpenDalStorage:
         else:
             hashing = asyncio.to_thread(hashlib.sha256, data)
             checksum = (await asyncio.gather(hashing, self._put(path, data)))[0].digest()
-        await self._settled(path)
         return StoredObject(len(data), checksum)
 
     async def _put(self, path: str, data: bytes) -> None:
+        if self._files is not None and self._folders is not None and len(data) <= LARGEST:
+            await self._calls.once("write", path, partial(self._files.write, path, data, self._folders))
+            return
         await self._calls.once("write", path, lambda: self._operator.write(path, data, if_not_exists=self._only_new))
+        await self._settled(path)
+
+    async def _whole(self, path: str) -> bytes:
+        data = None if self._files is None else await self._files.read(path)
+        return await self._operator.read(path) if data is None else data
 
     async def _streamed(self, path: str, first: bytes, rest: AsyncIterator[bytes]) -> StoredObject:
         writer = await self._opened(path)
@@ -259,7 +269,7 @@ class OpenDalStorage:
             stored = await writer.commit()
             await self._settled(path)
         except BaseException:
-            if self._in_parts:
+            if self._can.write_can_multi:
                 await self._undoing.undo(writer, path)
             # Elsewhere nothing was sent yet: the service gets the object in one piece, when the writer is closed.
             raise
@@ -335,6 +345,6 @@ class OpenDalStorage:
 
     async def _marker_text(self) -> bytes | None:
         try:
-            return await self._calls.retried("read", MARKER_PATH, lambda: self._operator.read(MARKER_PATH))
+            return await self._calls.retried("read", MARKER_PATH, lambda: self._whole(MARKER_PATH))
         except FileNotFound:
             return None

@@ -4,7 +4,7 @@
 EXIT_AT_ONCE = """
 async def main():
     storage = OpenDalStorage(BinaryStorageConfig(**json.loads(sys.argv[1])), name="main")
-    await storage._put(sys.argv[2], b"data")
+    await storage._operator.write(sys.argv[2], b"data")
 asyncio.run(main())
 """
 FORKS = """

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +30,29 @@ async def in_chunks(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 def described(data: bytes) -> StoredObject:
     return StoredObject(len(data), hashlib.sha256(data).digest())
+
+
+@pytest.mark.parametrize("size", [0, 4096, MiB, MiB + 1])
+async def test_a_file_is_the_same_to_opendal_and_to_the_operating_system(make_storage: MakeStorage, size: int) -> None:
+    storage = await make_storage("fs")
+    await storage.store("ab/ours", content(size))
+    assert await storage._operator.read("ab/ours") == content(size)
+    await storage._operator.write("ab/theirs", content(size))
+    assert await storage.retrieve("ab/theirs") == content(size)
+
+
+async def test_a_file_system_that_takes_and_gives_in_parts_is_asked_for_the_rest(
+    make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = await make_storage("fs")
+    write, read = os.write, os.read
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1000]))
+        patched.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
+        stored = await storage.store("ab/object", content(4096))
+        assert await storage.retrieve("ab/object") == content(4096)
+    assert stored == described(content(4096))
+    assert await storage._operator.read("ab/object") == content(4096)
 
 
 @pytest.mark.parametrize("size", SIZES)

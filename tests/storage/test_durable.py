@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -110,8 +111,8 @@ async def test_a_mount_that_falls_silent_keeps_nobody_waiting_and_no_process_fro
     *refused, hanging = output.splitlines()
     assert len(refused) == 5
     assert all("(check that it" in line for line in refused), output
-    # The syncs of a storage share one; a listing and an opening have one each.
-    assert hanging == "3"
+    # The syncs of a storage share one; a small file, a listing and an opening have one each.
+    assert hanging == "4"
 
 
 async def test_a_failed_sync_fails_those_whose_folder_it_was(tmp_path: Path) -> None:
@@ -164,6 +165,19 @@ async def test_stores_deletes_and_the_marker_are_durable(watched: OpenDalStorage
     fsync.synced.clear()
     await watched.write_marker(StorageMarker("7b1c", "main"))
     assert fsync.synced == [root]
+
+
+async def test_folders_above_are_synced_for_the_first_object_of_a_folder_and_whenever_it_is_made_anew(
+    watched: OpenDalStorage, fsync: CountingSync
+) -> None:
+    root = root_of(watched)
+    for name, synced in (("one", [root, root / "ab"]), ("two", [root / "ab"])):
+        await watched.store(f"ab/{name}", b"data")
+        assert sorted(fsync.synced) == synced
+        fsync.synced.clear()
+    shutil.rmtree(root / "ab")
+    await watched.store("ab/three", b"data")
+    assert sorted(fsync.synced) == [root, root / "ab"]
 
 
 async def test_a_store_returns_after_the_sync(watched: OpenDalStorage, fsync: CountingSync) -> None:

@@ -1,0 +1,96 @@
+"""Small files of a folder, whole, by threads past OpenDAL, a call of which costs more than all else that is done."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from opendal.exceptions import ConditionNotMatch
+
+from bdr.settings import BinaryStorageConfig
+from bdr.storage.durable import DirectorySync
+from bdr.storage.patience import in_time
+from bdr.threads import DaemonThreads
+
+T = TypeVar("T")
+
+# Above it, what OpenDAL's call costs is not felt any more.
+LARGEST = 1024 * 1024
+# More only take the interpreter from each other.
+_THREADS = 16
+
+
+class SmallFiles:
+    """Files of up to 1 MiB below `root`; what OpenDAL writes is read here, and the other way round.
+
+    What takes longer than `io_timeout` is given up, with ETIMEDOUT. A thread may still be about it then, and hang in
+    the mount: a write that was begun may land later, one that was not begun never is.
+    """
+
+    def __init__(self, root: Path, config: BinaryStorageConfig) -> None:
+        self._root = str(root)
+        self._patience = config.io_timeout
+        self._threads = DaemonThreads(min(config.concurrency, _THREADS))
+
+    async def write(self, path: str, data: bytes, folders: DirectorySync) -> None:
+        """Write a file, with the folders above it; it and its name are durable when this returns.
+
+        Raises:
+            ConditionNotMatch: there is one, told as OpenDAL does.
+            OSError: what the operating system said.
+        """
+        await self._in_thread(partial(self._write, path, data, folders))
+
+    async def read(self, path: str) -> bytes | None:
+        """The whole file; None when it is too large for this. OSError."""
+        return await self._in_thread(partial(self._read, path))
+
+    def close(self) -> None:
+        """End the threads as soon as they have done what they were given."""
+        self._threads.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await in_time(self._patience, self._threads.run(work))
+
+    def _write(self, path: str, data: bytes, folders: DirectorySync) -> None:
+        descriptor = self._new(path, folders)
+        try:
+            left = memoryview(data)
+            while left:
+                # A disk that becomes full takes a part first.
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        folders.sync_here(path)
+
+    def _new(self, path: str, folders: DirectorySync) -> int:
+        try:
+            try:
+                return self._created(path)
+            except FileNotFoundError:
+                # Before it is there: whoever finds it there then must not think that its name is durable.
+                folders.forget(path)
+                os.makedirs(os.path.dirname(f"{self._root}/{path}"), exist_ok=True)  # noqa: PTH103, PTH120 - see `_read`
+                return self._created(path)
+        except FileExistsError as error:
+            raise ConditionNotMatch(f"ConditionNotMatch (permanent) at write: {error.strerror}") from None
+
+    def _created(self, path: str) -> int:
+        return os.open(f"{self._root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def _read(self, path: str) -> bytes | None:
+        # No Path here: one costs more than the calls.
+        descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size > LARGEST:
+                return None
+            data = os.read(descriptor, size)
+            # Some file systems give less than there is.
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)

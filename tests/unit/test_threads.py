@@ -1,0 +1,115 @@
+"""Threads that are kept for much that is short: bounded, in order, and nobody's who has gone."""
+
+import asyncio
+import threading
+import time
+from functools import partial
+from operator import floordiv
+
+import pytest
+
+from bdr.threads import DaemonThreads
+
+
+def waiting(event: threading.Event) -> threading.Thread:
+    assert event.wait(20)
+    return threading.current_thread()
+
+
+async def test_results_and_errors_come_to_who_asked() -> None:
+    threads = DaemonThreads(4)
+    results = await asyncio.gather(*(threads.run(partial(floordiv, 100, n)) for n in range(50)), return_exceptions=True)
+    assert isinstance(results[0], ZeroDivisionError)
+    assert results[1:] == [100 // n for n in range(1, 50)]
+    threads.close()
+
+
+async def test_there_are_no_more_threads_than_may_be_and_no_more_than_are_needed() -> None:
+    threads = DaemonThreads(3)
+    go_on = threading.Event()
+    go_on.set()
+    alone = {await threads.run(lambda: waiting(go_on)) for _ in range(10)}
+    assert len(alone) == 1
+    go_on.clear()
+    working = [asyncio.create_task(threads.run(lambda: waiting(go_on))) for _ in range(20)]
+    await asyncio.sleep(0)
+    go_on.set()
+    used = alone | set(await asyncio.gather(*working))
+    assert len(used) <= 3
+    threads.close()
+    for one in used:
+        await asyncio.to_thread(one.join, 20)
+        assert not one.is_alive()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    threads = DaemonThreads(1)
+    go_on = threading.Event()
+    begun: list[str] = []
+    first = asyncio.create_task(threads.run(lambda: waiting(go_on)))
+    given_up = asyncio.create_task(threads.run(lambda: begun.append("given up")))
+    wanted = asyncio.create_task(threads.run(lambda: begun.append("wanted")))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    go_on.set()
+    await asyncio.gather(first, wanted)
+    assert begun == ["wanted"]
+    threads.close()
+
+
+async def test_one_whose_caller_has_gone_meanwhile_keeps_no_thread_from_the_others() -> None:
+    threads = DaemonThreads(1)
+    go_on = threading.Event()
+    for _ in range(3):
+        go_on.clear()
+        gone = asyncio.create_task(threads.run(lambda: waiting(go_on)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait({gone})
+        go_on.set()
+        assert await threads.run(lambda: 1) == 1
+    threads.close()
+
+
+def test_a_result_for_a_loop_that_is_closed_is_nobodys() -> None:
+    threads = DaemonThreads(1)
+    go_on, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        waiting(go_on)
+        over.set()
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(threads.run(work), 0.01)
+
+    asyncio.run(leave())
+    go_on.set()
+    assert over.wait(20)
+    assert asyncio.run(threads.run(lambda: 1)) == 1
+    threads.close()
+
+
+async def test_results_that_come_at_once_wake_the_loop_once() -> None:
+    threads = DaemonThreads(2)
+    told = 0
+    loop = asyncio.get_running_loop()
+    call = loop.call_soon_threadsafe
+
+    def counted(*arguments: object) -> object:
+        nonlocal told
+        told += 1
+        return call(*arguments)  # type: ignore[arg-type]
+
+    loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
+    working = [asyncio.create_task(threads.run(lambda: None)) for _ in range(100)]
+    await asyncio.sleep(0)
+    # The loop stands still until all are done.
+    deadline = time.monotonic() + 20
+    while len(threads._done) < 100:
+        assert time.monotonic() < deadline
+    await asyncio.gather(*working)
+    loop.call_soon_threadsafe = call  # type: ignore[method-assign]
+    assert told <= 2
+    threads.close()
