@@ -1,12 +1,14 @@
 """File keys and object paths: made here, from random and checked parts only."""
 
-import base64
 import re
 import uuid
+from itertools import product
 
 from uuid_utils.compat import uuid7
 
 MAX_KEY_LENGTH = 128
+# Ten bits at once.
+_PAIRS = ["".join(pair) for pair in product("0123456789abcdefghijklmnopqrstuv", repeat=2)]
 _KEY = re.compile(r"[0-9a-v]{26}(\.[a-z0-9]{1,16})?")
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 
@@ -17,8 +19,9 @@ def new_id() -> uuid.UUID:
 
 
 def encode(identifier: uuid.UUID) -> str:
-    """26 lower-case characters that sort as the UUID does and are safe in URLs and file names."""
-    return base64.b32hexencode(identifier.bytes).decode("ascii").rstrip("=").lower()
+    """Base32hex (RFC 4648), 26 lower-case characters: they sort as the UUID does, and are safe in URLs and names."""
+    bits = identifier.int << 2
+    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def new_file_key(extension: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """Small files of a folder, whole, by threads past OpenDAL, a call of which costs more than all else that is done."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -33,14 +34,14 @@ class SmallFiles:
         self._patience = config.io_timeout
         self._threads = DaemonThreads(min(config.concurrency, _THREADS))
 
-    async def write(self, path: str, data: bytes, folders: DirectorySync) -> None:
-        """Write a file, with the folders above it; it and its name are durable when this returns.
+    async def write(self, path: str, data: bytes, folders: DirectorySync) -> bytes:
+        """Write a file, with the folders above it; it and its name are durable when this gives back its SHA-256.
 
         Raises:
             ConditionNotMatch: there is one, told as OpenDAL does.
             OSError: what the operating system said.
         """
-        await self._in_thread(partial(self._write, path, data, folders))
+        return await self._in_thread(partial(self._write, path, data, folders))
 
     async def read(self, path: str) -> bytes | None:
         """The whole file; None when it is too large for this. OSError."""
@@ -53,7 +54,7 @@ class SmallFiles:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await in_time(self._patience, self._threads.run(work))
 
-    def _write(self, path: str, data: bytes, folders: DirectorySync) -> None:
+    def _write(self, path: str, data: bytes, folders: DirectorySync) -> bytes:
         descriptor = self._new(path, folders)
         try:
             left = memoryview(data)
@@ -64,6 +65,7 @@ class SmallFiles:
         finally:
             os.close(descriptor)
         folders.sync_here(path)
+        return hashlib.sha256(data).digest()
 
     def _new(self, path: str, folders: DirectorySync) -> int:
         try:

@@ -240,6 +240,9 @@ class OpenDalStorage:
 
     async def _written(self, path: str, data: bytes) -> StoredObject:
         self._check_size(path, len(data))
+        if self._files is not None and self._folders is not None and len(data) <= LARGEST:
+            writing = partial(self._files.write, path, data, self._folders)
+            return StoredObject(len(data), await self._calls.once("write", path, writing))
         if len(data) < SMALLEST_PIECE:
             # Hashing it takes less than handing it to somebody.
             checksum = hashlib.sha256(data).digest()
@@ -250,9 +253,6 @@ class OpenDalStorage:
         return StoredObject(len(data), checksum)
 
     async def _put(self, path: str, data: bytes) -> None:
-        if self._files is not None and self._folders is not None and len(data) <= LARGEST:
-            await self._calls.once("write", path, partial(self._files.write, path, data, self._folders))
-            return
         await self._calls.once("write", path, lambda: self._operator.write(path, data, if_not_exists=self._only_new))
         await self._settled(path)
 

@@ -1,3 +1,4 @@
+import base64
 import re
 import uuid
 
@@ -19,6 +20,7 @@ def test_keys_are_unique_and_sort_by_time() -> None:
 def test_encoded_ids_sort_as_the_ids_do(one: uuid.UUID, other: uuid.UUID) -> None:
     assert (encode(one) < encode(other)) == (one < other)
     assert (encode(one) == encode(other)) == (one == other)
+    assert encode(one) == base64.b32hexencode(one.bytes).decode("ascii").rstrip("=").lower()
 
 
 @given(st.none() | st.text(max_size=40))
