@@ -108,7 +108,7 @@ def statements_of(binary: BinaryDataLifecycleManager, part: str) -> list[str]:
         connection.driver_connection.add_query_logger(past_sqlalchemy)
 
     database = binary.engine.database
-    for one in database._drivers._kept:
+    for one in [*database._drivers._kept, *database._drivers._lent]:
         one.driver.add_query_logger(past_sqlalchemy)
     event.listen(database._engine.sync_engine, "before_cursor_execute", note)
     event.listen(database._engine.sync_engine, "checkout", lent)
