@@ -32,7 +32,7 @@ class Counting:
     def __init__(self, database: Database, lanes: int, patience: timedelta) -> None:
         self._database = database
         self._patience = patience
-        self._groups = Groups(self._commit)
+        self._groups = Groups(self._commit, at_once=2)
         # Of what is locked: asks that wait for the one that is under way.
         self._lanes: dict[str, list[_Ask]] = {}
         self._places = asyncio.Semaphore(max(1, lanes))

@@ -1,6 +1,6 @@
 """Groups: what many callers of one engine ask for at once is sent together, and each gets its own answer.
 
-A group is gathered while the one before is being committed; a caller who is alone waits for nobody. Who is cancelled,
+A group is gathered while the ones before are being committed; a caller who is alone waits for nobody. Who is cancelled,
 and what each then sees: caller first, until the group has its connection, and its ask is passed over and nothing
 happens; group first, it goes on without a caller, who is told that the outcome is unknown.
 """
@@ -8,7 +8,7 @@ happens; group first, it goes on without a caller, who is told that the outcome 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from bdr.errors import (
     BinaryStorageError,
@@ -25,6 +25,8 @@ Answer = TypeVar("Answer")
 
 # Of one group; what is beyond it goes with the next.
 _LARGEST = 1000
+# So many are worth a group of their own beside another.
+_WORTH = 16
 # No use to try each of a group by itself, whichever of them was sent.
 _CONCERN_ALL = (CatalogNotMigrated, InstanceClosed, IoError, OutcomeUnknown, PermissionDenied)
 
@@ -33,15 +35,16 @@ class Ask(Generic[Item, Answer]):
     """What one caller asks for, and where its answer goes.
 
     Attributes:
+        key: whose answer it is, or None: of a group under way and one beside it, only one may have it.
         sent: the server may know of it.
     """
 
-    __slots__ = ("_answer", "_key", "_what", "item", "sent")
+    __slots__ = ("_answer", "_what", "item", "key", "sent")
 
     def __init__(self, item: Item, key: str | None, what: str) -> None:
         self.item = item
         self.sent = False
-        self._key = key
+        self.key = key
         self._what = what
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -59,7 +62,7 @@ class Ask(Generic[Item, Answer]):
         """An error of the caller's own: two must not raise one object."""
         if self._answer.done():
             return
-        self._answer.set_exception(own_error(error, [] if self._key is None else [self._key], self._what))
+        self._answer.set_exception(own_error(error, [] if self.key is None else [self.key], self._what))
 
     def break_off(self, error: BaseException) -> None:
         """End the wait for an answer that will not come: by a mistake in what should give it, or a loop that ends."""
@@ -75,37 +78,46 @@ class Ask(Generic[Item, Answer]):
         try:
             return await self._answer
         except asyncio.CancelledError as cancelled:
-            if self.sent and self._key is not None:
+            if self.sent and self.key is not None:
                 raise self._unknown() from cancelled
             raise
 
     def _unknown(self) -> OutcomeUnknown:
-        return OutcomeUnknown([] if self._key is None else [self._key], self._what)
+        return OutcomeUnknown([] if self.key is None else [self.key], self._what)
 
 
 class Groups(Generic[Item, Answer]):
-    """Sends what was gathered, one group at a time.
+    """Sends what was gathered.
 
     Args:
         commit: answers every ask that it is given, or leaves that to others.
+        at_once: how many groups are under way at most. While the database is busy with one, the answers of another are
+            told to its callers. What has the key of one that is under way is not sent beside it, but after it.
     """
 
-    def __init__(self, commit: Callable[[list[Ask[Item, Answer]]], Awaitable[None]]) -> None:
+    def __init__(self, commit: Callable[[list[Ask[Item, Answer]]], Awaitable[None]], at_once: int = 1) -> None:
         self._commit = commit
+        self._at_once = at_once
         self._gathered: list[Ask[Item, Answer]] = []
-        self._sending: asyncio.Task[None] | None = None
+        # How many of them might be sent now.
+        self._free = 0
+        self._under_way = 0
+        self._keys: set[str | None] = set()
+        self._sending: set[asyncio.Task[None]] = set()
         self._beside: set[asyncio.Task[None]] = set()
 
     def add(self, ask: Ask[Item, Answer]) -> None:
         """Let it go with the next group."""
         self._gathered.append(ask)
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
+        if ask.key not in self._keys:
+            self._free += 1
+        if not self._sending or self._is_worth_another():
+            self._send_another()
 
     @property
     def is_sending(self) -> bool:
         """Whether a group is under way, or about to be."""
-        return self._sending is not None
+        return bool(self._sending)
 
     def take_back(self, wanted: Callable[[Item], bool]) -> list[Ask[Item, Answer]]:
         """Those that were gathered and have not gone yet, if `wanted`; they go with no group any more."""
@@ -122,17 +134,23 @@ class Groups(Generic[Item, Answer]):
 
     async def close(self) -> None:
         """Wait until everything that was gathered has been sent, and what is done beside is done."""
-        while self._sending is not None:
-            await asyncio.wait({self._sending})
+        while self._sending:
+            await asyncio.wait(self._sending)
         while self._beside:
             await asyncio.wait(self._beside)
 
+    def _is_worth_another(self) -> bool:
+        return self._free >= _WORTH and len(self._sending) < self._at_once
+
+    def _send_another(self) -> None:
+        task = asyncio.create_task(self._send())
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
     async def _send(self) -> None:
         try:
-            while self._gathered:
-                group, self._gathered = self._gathered[:_LARGEST], self._gathered[_LARGEST:]
-                with breaking_off(group):
-                    await self._commit(group)
+            while group := self._next():
+                await self._send_group(group)
                 # Those who have just been answered may ask again at once, and go together.
                 await asyncio.sleep(0)
         except BaseException as error:
@@ -141,7 +159,43 @@ class Groups(Generic[Item, Answer]):
                 ask.break_off(error)
             raise
         finally:
-            self._sending = None
+            # Not only when the task is done: who asks before that must not think that somebody will send it.
+            self._sending.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _send_group(self, group: list[Ask[Item, Answer]]) -> None:
+        keys = {ask.key for ask in group if ask.key is not None}
+        self._keys |= keys
+        self._under_way += len(group)
+        try:
+            with breaking_off(group):
+                await self._commit(group)
+        finally:
+            self._keys -= keys
+            self._under_way -= len(group)
+
+    def _next(self) -> list[Ask[Item, Answer]]:
+        """What goes now; beside another group only if there is enough for it, and no more than makes them equal."""
+        free = [ask for ask in self._gathered if ask.key not in self._keys]
+        if self._under_way and len(free) < _WORTH:
+            # It goes after that group.
+            return []
+        group = free[: self._share(free)]
+        taken = set(map(id, group))
+        self._gathered = [ask for ask in self._gathered if id(ask) not in taken]
+        keys = {ask.key for ask in group if ask.key is not None}
+        self._free = sum(ask.key not in keys for ask in free[len(group) :])
+        if self._is_worth_another():
+            self._send_another()
+        return group
+
+    def _share(self, free: Sequence[Ask[Item, Answer]]) -> int:
+        if self._at_once == 1:
+            return _LARGEST
+        half = min((len(free) + self._under_way + 1) // 2, _LARGEST)
+        if self._under_way:
+            return half
+        keys = {ask.key for ask in free[:half] if ask.key is not None}
+        return half if sum(ask.key not in keys for ask in free[half:]) >= _WORTH else _LARGEST
 
 
 @contextmanager

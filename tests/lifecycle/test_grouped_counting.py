@@ -90,6 +90,33 @@ async def test_callers_at_once_share_a_statement(binary: Binary) -> None:
     assert [await count_of(binary, key) for key in keys] == [11] * 20
 
 
+async def test_another_group_goes_beside_one_without_the_references_of_that_one(
+    binary: Binary, database_url: str
+) -> None:
+    first, *keys = await store_many(binary, 37)
+    taken, free = keys[:20], keys[20:]
+    sent = statements_of(binary, "UPDATE bdr.binary_data_reference")
+    async with closed_gate(database_url) as gate:
+        tasks = [asyncio.create_task(binary.register_reference(key)) for key in [first, *taken]]
+        # The first by itself, the others together.
+        await gate.reached(2)
+        tasks += [asyncio.create_task(binary.register_reference(key)) for key in [*taken, *free]]
+        await gate.reached(3)
+        await gate.open()
+        assert await asyncio.gather(*tasks) == [2] * 21 + [3] * 20 + [2] * 16
+    # Were all sent at once, those of the group would be found locked, and asked for one by one.
+    assert len(sent) <= 5
+
+
+async def test_many_callers_go_in_two_groups_at_once(binary: Binary, database_url: str) -> None:
+    first, *keys = await store_many(binary, 65)
+    async with closed_gate(database_url) as gate:
+        tasks = [asyncio.create_task(binary.register_reference(key)) for key in [first, *keys]]
+        await gate.reached(3)
+        await gate.open()
+        assert await asyncio.gather(*tasks) == [2] * 65
+
+
 async def test_many_that_are_not_there_are_told_by_one_statement(binary: Binary) -> None:
     gone = await store_many(binary, 20)
     for key in gone:
