@@ -24,7 +24,8 @@ from bdr.catalog.reference import DeletedReference
 from bdr.errors import BinaryStorageError, OutcomeUnknown, Pinned
 from bdr.keys import new_id
 from bdr.manager.engine import Engine
-from bdr.manager.sweep import sweep_objects
+from bdr.manager.sweep import sweep_or_leave
+from bdr.manager.sweeping import Sweeping
 from bdr.progress import OperationStatus
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,9 @@ async def delete_references(
     force: bool = False,
     skip_locked: bool = False,
     connection: AsyncConnection | None = None,
+    sweeping: Sweeping | None = None,
 ) -> Mapping[str, Deletion]:
-    """Delete references, then the objects of blobs that nobody else refers to.
+    """Delete references, then the objects of blobs that nobody else refers to; by themselves, or with others' objects.
 
     With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper. With
     `skip_locked` it waits for no reference, and one that somebody else has locked looks as if it were not there.
@@ -118,14 +120,16 @@ async def delete_references(
     await engine.database.transaction(work, keys=keys, what=what, ended=lambda: engine.forget(blob_ids))
     # fail point: delete.committed
     try:
-        await _sweep_at_once(engine, claimed)
+        await _sweep(engine, sweeping, claimed)
     except asyncio.CancelledError as cancelled:
         # A plain cancellation would say that nothing was deleted.
         raise OutcomeUnknown(keys, what) from cancelled
     return verdicts
 
 
-async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
+async def cleanup_released(
+    engine: Engine, released: Mapping[str, Counted], sweeping: Sweeping | None = None
+) -> set[str]:
     """Delete what a release has ended at once: no use is left, and no retention; gives back what is not there any more.
 
     The releases count whatever becomes of this: a reaper does it later.
@@ -134,7 +138,9 @@ async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> s
     if not ended:
         return set()
     try:
-        verdicts = await delete_references(engine, ended, operation_type="cleanup", whatever_the_count=False)
+        verdicts = await delete_references(
+            engine, ended, operation_type="cleanup", whatever_the_count=False, sweeping=sweeping
+        )
     except BinaryStorageError as error:
         if isinstance(error, OutcomeUnknown) and error.cancelled:
             raise OutcomeUnknown(ended, "Releasing") from error.__cause__
@@ -173,13 +179,9 @@ async def forget_memory(database: Database, storage_name: str, *, batch: int, in
     return forgotten
 
 
-async def _sweep_at_once(engine: Engine, claimed: Sequence[ClaimedBlob]) -> None:
-    """Delete the objects now; what fails is logged and left to the reaper, for the references are gone already."""
+async def _sweep(engine: Engine, sweeping: Sweeping | None, claimed: Sequence[ClaimedBlob]) -> None:
+    if sweeping is not None:
+        await asyncio.gather(*map(sweeping.sweep, claimed))
+        return
     for name in {one.storage_name for one in claimed}:
-        try:
-            sweep = await sweep_objects(engine, name, [one for one in claimed if one.storage_name == name])
-        except BinaryStorageError as error:
-            logger.warning("Objects in storage %r are left to the reaper: %s", name, error)
-        else:
-            for failure in [*sweep.failed, *sweep.unreachable]:
-                logger.warning("Object %r is left to the reaper: %s", failure.blob.object_path, failure.error)
+        await sweep_or_leave(engine, name, [one for one in claimed if one.storage_name == name])

@@ -31,6 +31,7 @@ from bdr.manager.operations import OnProgress, Operations, RunningOperation
 from bdr.manager.reader import BinaryDataReader
 from bdr.manager.retrieval import Retrievals, absent, locate, whole_row
 from bdr.manager.sources import Source, of_bytes, of_file, of_stream, with_head
+from bdr.manager.sweeping import Sweeping
 from bdr.manager.upload import Upload, Uploads, guarded
 from bdr.progress import BasicStats, OperationProgress
 from bdr.reference import BinaryDataMetadata, BinaryDataReference
@@ -53,6 +54,7 @@ class BinaryDataManager:
         self.access = AccessTimes(engine.database, settings.access.touch_interval)
         self.operations = Operations(engine.database, engine.instance_id, settings.operations.progress_interval)
         self.uploads = Uploads(engine)
+        self.sweeping = Sweeping(engine)
         self.retrievals = Retrievals(engine, ByteCache(settings.cache.capacity, settings.cache.max_entry))
 
     async def store_data(
@@ -290,6 +292,7 @@ class BinaryDataManager:
                 whatever_the_count=whatever_the_count,
                 force=force,
                 connection=None if connection is None else await as_connection(connection),
+                sweeping=self.sweeping,
             )
         if verdicts[key] is Deletion.MISSING:
             raise await absent(self.engine, key)
