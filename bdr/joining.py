@@ -43,6 +43,8 @@ async def joined(settings: Settings, stack: AsyncExitStack) -> BinaryDataLifecyc
     # Signs of life go on as long as anything of this instance waits for its turn.
     stack.push_async_callback(_give_back, manager)
     stack.push_async_callback(manager.uploads.publishing.close)
+    # After the counts: a release that has been counted deletes what it ended.
+    stack.push_async_callback(manager.deleting.close)
     stack.push_async_callback(manager.counting.close)
     stack.push_async_callback(manager.stop_cleanup_task)
     stack.callback(engine.close, "This connection to the catalog is closed.")

@@ -220,7 +220,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
         if counted.after is None:
             raise not_held(key, use.holder, counted)
         if connection is None and use.by < 0:
-            await cleanup_released(self.engine, {key: counted})
+            await self.deleting.cleanup_released(key, counted)
         return counted.after
 
     async def _count_many(

@@ -1,21 +1,20 @@
 """Counting in groups: register and release of one engine, for callers that bring no transaction and no holder.
 
-A group waits for no lock. A reference that somebody else has locked gets a lane of its own, in which what is asked of
-it meanwhile is gathered in turn: so one long transaction on one reference delays nobody who asks for another.
+A group waits for no lock: what is asked of a reference that somebody else has locked goes in a lane of its own.
 
 Each caller gets the answer that it would have got alone, at its place in the order in which they came.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 
 from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, count_under_lock, present
 from bdr.catalog.database import Database
-from bdr.errors import BinaryStorageError, Busy, OutcomeUnknown
-from bdr.manager.grouping import Ask, Groups, breaking_off, concerns_all, fail_all, put_down, take_up
+from bdr.errors import BinaryStorageError, OutcomeUnknown
+from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, put_down, take_up
+from bdr.manager.lanes import Lanes
 
 _MISSING = Counted(None, None, None)
 
@@ -31,11 +30,9 @@ class Counting:
 
     def __init__(self, database: Database, lanes: int, patience: timedelta) -> None:
         self._database = database
-        self._patience = patience
         self._groups = Groups(self._commit, at_once=2)
-        # Of what is locked: asks that wait for the one that is under way.
-        self._lanes: dict[str, list[_Ask]] = {}
-        self._places = asyncio.Semaphore(max(1, lanes))
+        places = asyncio.Semaphore(max(1, lanes))
+        self._lanes = Lanes(self._groups, lambda item: item[0], self._wait_and_commit, places, patience)
 
     async def count(self, key: str, by: int) -> Counted:
         """Add `by`, 1 or -1; as `bdr.catalog.count` does for one key.
@@ -43,13 +40,7 @@ class Counting:
         Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while the statement was under way.
         """
         ask: _Ask = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
-        if key in self._lanes:
-            self._lanes[key].append(ask)
-        elif self._lanes or self._groups.is_sending:
-            self._groups.add(ask)
-        else:
-            # Who is alone needs no group: the statement for one costs least.
-            self._open_lanes({key: [ask]})
+        self._lanes.add(ask)
         return await ask.answered()
 
     async def close(self) -> None:
@@ -61,7 +52,7 @@ class Counting:
 
         def changes() -> Mapping[str, Change]:
             take_up(asks)
-            by_key.update(_by_key(asks))
+            by_key.update(self._lanes.by_key(asks))
             return {key: _change(own) for key, own in by_key.items()}
 
         try:
@@ -71,7 +62,7 @@ class Counting:
                 fail_all(asks, error)
             else:
                 # One of them is at fault, and the others shall not suffer for it.
-                self._open_lanes(by_key)
+                self._lanes.open(by_key)
             return
         for key, found in counted.items():
             _answer(by_key.pop(key), found)
@@ -89,47 +80,7 @@ class Counting:
             return
         for key in left.keys() - there:
             _answer(left.pop(key), None)
-        self._open_lanes(left)
-
-    def _open_lanes(self, left: Mapping[str, list[_Ask]]) -> None:
-        # With those that were gathered meanwhile: who asks later must not come before them.
-        later = _by_key(self._groups.take_back(lambda item: item[0] in left))
-        for key, asks in left.items():
-            put_down(asks)
-            self._lanes[key] = asks + later.get(key, [])
-            self._groups.do_beside(self._run_lane(key))
-
-    async def _run_lane(self, key: str) -> None:
-        """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""
-        try:
-            while self._lanes[key]:
-                # A place for each batch anew: keys that are asked for all the time take turns.
-                waiting = len(self._lanes[key])
-                placed = await self._take_place()
-                if not placed:
-                    # Who came while these waited has time left.
-                    late, self._lanes[key] = self._lanes[key][:waiting], self._lanes[key][waiting:]
-                    fail_all(late, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
-                    continue
-                asks, self._lanes[key] = self._lanes[key], []
-                try:
-                    with breaking_off(asks):
-                        await self._wait_and_commit(key, asks)
-                finally:
-                    self._places.release()
-        except BaseException as error:
-            for ask in self._lanes[key]:
-                ask.break_off(error)
-            raise
-        finally:
-            del self._lanes[key]
-
-    async def _take_place(self) -> bool:
-        try:
-            async with asyncio.timeout(self._patience.total_seconds()):
-                return await self._places.acquire()
-        except TimeoutError:
-            return False
+        self._lanes.open(left)
 
     async def _wait_and_commit(self, key: str, asks: list[_Ask]) -> None:
         """All of `asks` are for one reference. Where one asks for too much, those before it go first, without it."""
@@ -164,13 +115,6 @@ class Counting:
 def _taken_up(asks: list[_Ask]) -> Change | None:
     take_up(asks)
     return _change(asks) if asks else None
-
-
-def _by_key(asks: Sequence[_Ask]) -> dict[str, list[_Ask]]:
-    by_key: defaultdict[str, list[_Ask]] = defaultdict(list)
-    for ask in asks:
-        by_key[ask.item[0]].append(ask)
-    return by_key
 
 
 def _change(asks: Sequence[_Ask]) -> Change:

@@ -7,7 +7,8 @@ the row is still there as `deleting` and a reaper does the rest. Every step may 
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -24,7 +25,7 @@ from bdr.catalog.reference import DeletedReference
 from bdr.errors import BinaryStorageError, OutcomeUnknown, Pinned
 from bdr.keys import new_id
 from bdr.manager.engine import Engine
-from bdr.manager.sweep import sweep_objects
+from bdr.manager.sweep import sweep_or_leave
 from bdr.progress import OperationStatus
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,35 @@ class Deletion(Enum):
     MISSING = "missing"
     REFERENCED = "referenced"
     PINNED = "pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Which references a delete may take, and what it is called in the records."""
+
+    operation_type: str
+    whatever_the_count: bool
+    force: bool = False
+
+    @property
+    def what(self) -> str:
+        """What it is called in errors."""
+        return self.operation_type.capitalize()
+
+
+@dataclass
+class Removal:
+    """What became of references that were to go.
+
+    Attributes:
+        verdicts: by key.
+        blob_ids: the blobs of those that have gone, by key.
+        claimed: the blobs that have no reference left, and are to be swept.
+    """
+
+    verdicts: dict[str, Deletion] = field(default_factory=dict)
+    blob_ids: dict[str, uuid.UUID] = field(default_factory=dict)
+    claimed: list[ClaimedBlob] = field(default_factory=list)
 
 
 def judge(row: AnyRow | None, *, whatever_the_count: bool, force: bool) -> Deletion:
@@ -86,43 +116,93 @@ async def delete_references(
     With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper. With
     `skip_locked` it waits for no reference, and one that somebody else has locked looks as if it were not there.
     """
-    claimed: list[ClaimedBlob] = []
-    verdicts: dict[str, Deletion] = {}
-    blob_ids: set[uuid.UUID] = set()
-
-    async def work(own: AsyncConnection) -> None:
-        locked = await reference.lock(own, keys, skip_locked=skip_locked)
-        # fail point: delete.locked
-        for key in keys:
-            verdicts[key] = judge(locked.get(key), whatever_the_count=whatever_the_count, force=force)
-        doomed = [row for key, row in locked.items() if verdicts[key] is Deletion.DELETED]
-        if not doomed:
-            return
-        if connection is not None:
-            ended = [row.file_key for row in doomed]
-            await reference.expire_now(own, ended, whatever_the_count=whatever_the_count)
-            if whatever_the_count:
-                await holder.forget(own, ended)
-        else:
-            blob_ids.update(row.blob_id for row in doomed)
-            orphaned = await reference.remove(own, doomed, engine.settings.reaper.lease)
-            # fail point: delete.removed
-            claimed.extend(ClaimedBlob(*row) for row in orphaned)
-        detail = {"forced": force} if force else {}
-        await operation.write_ended(own, [_record(engine.instance_id, operation_type, row, detail) for row in doomed])
-
+    terms = Terms(operation_type, whatever_the_count=whatever_the_count, force=force)
     if connection is not None:
-        await work(connection)
-        return verdicts
-    what = operation_type.capitalize()
-    await engine.database.transaction(work, keys=keys, what=what, ended=lambda: engine.forget(blob_ids))
-    # fail point: delete.committed
+        return await expire_references(connection, engine, keys, terms)
+    removal = await remove_references(engine, keys, terms, skip_locked=skip_locked)
     try:
-        await _sweep_at_once(engine, claimed)
+        for name in {one.storage_name for one in removal.claimed}:
+            await sweep_or_leave(engine, name, [one for one in removal.claimed if one.storage_name == name])
     except asyncio.CancelledError as cancelled:
         # A plain cancellation would say that nothing was deleted.
-        raise OutcomeUnknown(keys, what) from cancelled
+        raise OutcomeUnknown(keys, terms.what) from cancelled
+    return removal.verdicts
+
+
+async def remove_references(
+    engine: Engine,
+    keys: Sequence[str],
+    terms: Terms,
+    *,
+    skip_locked: bool = False,
+    still_asked: Callable[[], Sequence[str]] | None = None,
+) -> Removal:
+    """The first step of a delete, committed: the references are gone, and their blobs claimed that have none left.
+
+    `still_asked` gives the keys once there is a connection, and when it gives none nothing is sent.
+    """
+    removal = Removal()
+
+    async def work(own: AsyncConnection) -> None:
+        wanted = keys if still_asked is None else still_asked()
+        if wanted:
+            await _remove(own, engine, wanted, terms, removal, skip_locked=skip_locked)
+
+    await engine.database.transaction(
+        work, keys=keys, what=terms.what, ended=lambda: engine.forget(set(removal.blob_ids.values()))
+    )
+    # fail point: delete.committed
+    return removal
+
+
+async def _remove(
+    own: AsyncConnection, engine: Engine, keys: Sequence[str], terms: Terms, removal: Removal, *, skip_locked: bool
+) -> None:
+    doomed = await _judged(own, keys, terms, removal.verdicts, skip_locked=skip_locked)
+    if not doomed:
+        return
+    removal.blob_ids.update((row.file_key, row.blob_id) for row in doomed)
+    orphaned = await reference.remove(own, doomed, engine.settings.reaper.lease)
+    # fail point: delete.removed
+    removal.claimed.extend(ClaimedBlob(*row) for row in orphaned)
+    await _write_down(own, engine, terms, doomed)
+
+
+async def expire_references(
+    own: AsyncConnection, engine: Engine, keys: Sequence[str], terms: Terms
+) -> Mapping[str, Deletion]:
+    """Delete references in a caller's transaction: no storage is called, and they are left to the reaper."""
+    verdicts: dict[str, Deletion] = {}
+    doomed = await _judged(own, keys, terms, verdicts)
+    if doomed:
+        ended = [row.file_key for row in doomed]
+        await reference.expire_now(own, ended, whatever_the_count=terms.whatever_the_count)
+        if terms.whatever_the_count:
+            await holder.forget(own, ended)
+        await _write_down(own, engine, terms, doomed)
     return verdicts
+
+
+async def _judged(
+    own: AsyncConnection,
+    keys: Sequence[str],
+    terms: Terms,
+    verdicts: dict[str, Deletion],
+    *,
+    skip_locked: bool = False,
+) -> list[AnyRow]:
+    """Lock the references and note what may be done to each; gives back those that are to go."""
+    locked = await reference.lock(own, keys, skip_locked=skip_locked)
+    # fail point: delete.locked
+    for key in keys:
+        verdicts[key] = judge(locked.get(key), whatever_the_count=terms.whatever_the_count, force=terms.force)
+    return [row for key, row in locked.items() if verdicts[key] is Deletion.DELETED]
+
+
+async def _write_down(own: AsyncConnection, engine: Engine, terms: Terms, doomed: Sequence[AnyRow]) -> None:
+    detail = {"forced": True} if terms.force else {}
+    records = [_record(engine.instance_id, terms.operation_type, row, detail) for row in doomed]
+    await operation.write_ended(own, records)
 
 
 async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
@@ -130,11 +210,22 @@ async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> s
 
     The releases count whatever becomes of this: a reaper does it later.
     """
+
+    def delete(ended: Sequence[str]) -> Awaitable[Mapping[str, Deletion]]:
+        return delete_references(engine, ended, operation_type="cleanup", whatever_the_count=False)
+
+    return await cleaned_up(released, delete)
+
+
+async def cleaned_up(
+    released: Mapping[str, Counted], delete: Callable[[Sequence[str]], Awaitable[Mapping[str, Deletion]]]
+) -> set[str]:
+    """As `cleanup_released`; `delete` deletes what has ended."""
     ended = [key for key, one in released.items() if one.after == 0 and one.zero_ref_retention == timedelta(0)]
     if not ended:
         return set()
     try:
-        verdicts = await delete_references(engine, ended, operation_type="cleanup", whatever_the_count=False)
+        verdicts = await delete(ended)
     except BinaryStorageError as error:
         if isinstance(error, OutcomeUnknown) and error.cancelled:
             raise OutcomeUnknown(ended, "Releasing") from error.__cause__
@@ -171,15 +262,3 @@ async def forget_memory(database: Database, storage_name: str, *, batch: int, in
         progress = await database.transaction(work)
         forgotten += progress[0]
     return forgotten
-
-
-async def _sweep_at_once(engine: Engine, claimed: Sequence[ClaimedBlob]) -> None:
-    """Delete the objects now; what fails is logged and left to the reaper, for the references are gone already."""
-    for name in {one.storage_name for one in claimed}:
-        try:
-            sweep = await sweep_objects(engine, name, [one for one in claimed if one.storage_name == name])
-        except BinaryStorageError as error:
-            logger.warning("Objects in storage %r are left to the reaper: %s", name, error)
-        else:
-            for failure in [*sweep.failed, *sweep.unreachable]:
-                logger.warning("Object %r is left to the reaper: %s", failure.blob.object_path, failure.error)

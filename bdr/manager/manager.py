@@ -16,7 +16,8 @@ from bdr.manager.access import AccessTimes
 from bdr.manager.batch_deletes import delete_many, delete_many_in
 from bdr.manager.batch_stores import StoreItems, store_many
 from bdr.manager.cache import ByteCache
-from bdr.manager.deletion import Deletion, delete_references, pinned
+from bdr.manager.deleting import Deleting
+from bdr.manager.deletion import Deletion, Terms, expire_references, pinned
 from bdr.manager.description import (
     BinaryDataDetails,
     as_details,
@@ -53,6 +54,9 @@ class BinaryDataManager:
         self.access = AccessTimes(engine.database, settings.access.touch_interval)
         self.operations = Operations(engine.database, engine.instance_id, settings.operations.progress_interval)
         self.uploads = Uploads(engine)
+        # Half of the connections at most wait for locks.
+        pool = settings.database
+        self.deleting = Deleting(engine, pool.pool_size // 2, pool.pool_timeout)
         self.retrievals = Retrievals(engine, ByteCache(settings.cache.capacity, settings.cache.max_entry))
 
     async def store_data(
@@ -282,18 +286,16 @@ class BinaryDataManager:
         self.engine.require_open()
         if not is_file_key(key):
             raise await absent(self.engine, key)
-        with translated():
-            verdicts = await delete_references(
-                self.engine,
-                [key],
-                operation_type=operation_type,
-                whatever_the_count=whatever_the_count,
-                force=force,
-                connection=None if connection is None else await as_connection(connection),
-            )
-        if verdicts[key] is Deletion.MISSING:
+        terms = Terms(operation_type, whatever_the_count=whatever_the_count, force=force)
+        if connection is None:
+            verdict = await self.deleting.delete(key, terms)
+        else:
+            with translated():
+                joined = await as_connection(connection)
+                verdict = (await expire_references(joined, self.engine, [key], terms))[key]
+        if verdict is Deletion.MISSING:
             raise await absent(self.engine, key)
-        return verdicts[key]
+        return verdict
 
     async def _begin_reading(
         self, key: str, size: int, operation_id: uuid.UUID | str | None, on_progress: OnProgress | None

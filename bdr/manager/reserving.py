@@ -1,24 +1,16 @@
 """Reservations: the rows of uploads to come, some of them made ahead, so that a store need not wait for its row."""
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final
 
 from bdr.catalog import blob
 from bdr.catalog.blob import Reservation
 from bdr.catalog.publication import reserve_many
 from bdr.errors import BinaryStorageError, CatalogUnavailable, OutcomeUnknown
 from bdr.keys import new_id, object_path
+from bdr.manager import clock
 from bdr.manager.engine import Engine
 from bdr.manager.grouping import Ask, Groups, fail_all, take_up
-
-# Goes on while the machine sleeps, as the deadline does. (Linux; elsewhere the other one does.)
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def _now() -> float:
-    return time.clock_gettime(_CLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +18,12 @@ class Reserved:
     """A reservation, and since when its deadline runs, at the latest."""
 
     reservation: Reservation
-    since: float = field(default_factory=_now)
+    since: float = field(default_factory=clock.seconds)
 
     @property
     def age(self) -> float:
         """Seconds of that deadline that are over."""
-        return _now() - self.since
+        return clock.seconds() - self.since
 
 
 _Ask = Ask[None, Reserved]

@@ -1,5 +1,6 @@
 """Sweeping: objects that were claimed are deleted from their storage, then their rows from the catalog."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,8 @@ from bdr.catalog import blob
 from bdr.catalog.blob import ClaimedBlob, FailedDelete
 from bdr.errors import BinaryStorageError, StorageUnavailable
 from bdr.manager.engine import Engine
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,6 +50,17 @@ async def sweep_objects(
     await _write_down(engine, sweep)
     # fail point: sweep.finished
     return sweep
+
+
+async def sweep_or_leave(engine: Engine, storage_name: str, claimed: Sequence[ClaimedBlob]) -> None:
+    """Sweep now; what fails is logged and left to the reaper, for the references are gone already."""
+    try:
+        sweep = await sweep_objects(engine, storage_name, claimed)
+    except BinaryStorageError as error:
+        logger.warning("Objects in storage %r are left to the reaper: %s", storage_name, error)
+    else:
+        for failure in [*sweep.failed, *sweep.unreachable]:
+            logger.warning("Object %r is left to the reaper: %s", failure.blob.object_path, failure.error)
 
 
 async def _delete_objects(engine: Engine, name: str, claimed: Sequence[ClaimedBlob], concurrency: int) -> Sweep:

@@ -1,4 +1,4 @@
-"""A gate inside COMMIT: whoever changed a reference waits there until the test has decided what becomes of it."""
+"""A gate inside COMMIT: whoever changed a row waits there until the test has decided what becomes of it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ _NUMBER = 4711
 _TRIGGER = f"""
     CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_advisory_xact_lock_shared({_NUMBER}); RETURN NULL; END';
-    CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE OR DELETE ON bdr.binary_data_reference
+    CREATE CONSTRAINT TRIGGER gate AFTER {{changes}} ON bdr.{{table}}
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
     SELECT pg_advisory_lock({_NUMBER});
 """
@@ -19,7 +19,7 @@ _WAITING = f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {_
 
 
 class CommitGate:
-    """Closed as long as it is not opened; each session that commits a change of a reference stops at it."""
+    """Closed as long as it is not opened; each session that commits one of the changes it is for stops at it."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -47,11 +47,13 @@ class CommitGate:
 
 
 @asynccontextmanager
-async def closed_gate(database_url: str) -> AsyncIterator[CommitGate]:
-    """A gate in the database, closed; open at the end."""
+async def closed_gate(
+    database_url: str, changes: str = "INSERT OR UPDATE OR DELETE", table: str = "binary_data_reference"
+) -> AsyncIterator[CommitGate]:
+    """A gate in the database, for these changes of a table, closed; open at the end."""
     connection = await asyncpg.connect(database_url)
     try:
-        await connection.execute(_TRIGGER)
+        await connection.execute(_TRIGGER.format(changes=changes, table=table))
         yield CommitGate(connection)
     finally:
         await connection.close()
