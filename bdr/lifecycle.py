@@ -11,6 +11,7 @@ from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
 from bdr.manager.batch_counts import count_many, count_many_in
 from bdr.manager.counting import Counting
+from bdr.manager.deleting import CLEANUP
 from bdr.manager.deletion import Deletion, cleanup_released
 from bdr.manager.engine import Engine
 from bdr.manager.explain import explain
@@ -156,7 +157,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
 
         With `connection` it is left to the reaper, and a registration before that saves it.
         """
-        verdict = await self.delete(key, "cleanup", whatever_the_count=False, connection=connection)
+        verdict = await self.delete(key, CLEANUP, connection=connection)
         return verdict is Deletion.DELETED
 
     async def reap(

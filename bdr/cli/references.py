@@ -97,10 +97,10 @@ async def rm(key: Key, /, *, force: bool = False, as_json: Json = False, common:
         force: Delete it whatever its count, and even when it is pinned.
     """
     from bdr.connect import connect
-    from bdr.manager.deletion import Deletion
+    from bdr.manager.deletion import Deletion, Terms
 
     async with connect(settings=common.settings_to_connect()) as binary:
-        verdict = await binary.delete(key, "delete", whatever_the_count=force, force=force)
+        verdict = await binary.delete(key, Terms("delete", whatever_the_count=force, force=force))
         if verdict is Deletion.PINNED:
             raise Pinned(f"The reference {key!r} is pinned; --force deletes it all the same.")
         if verdict is Deletion.REFERENCED:

@@ -20,7 +20,7 @@ from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, take_up
 from bdr.manager.lanes import Lanes
 from bdr.manager.sweeping import Sweeping
 
-_CLEANUP: Final = Terms("cleanup", whatever_the_count=False)
+CLEANUP: Final = Terms("cleanup", whatever_the_count=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Deleting:
         """Delete what the release of one key has ended at once; the release counts whatever becomes of this."""
 
         async def delete(_ended: Sequence[str]) -> Mapping[str, Deletion]:
-            return {key: await self.delete(key, _CLEANUP)}
+            return {key: await self.delete(key, CLEANUP)}
 
         await cleaned_up({key: counted}, delete)
 

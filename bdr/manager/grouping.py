@@ -163,15 +163,16 @@ class Groups(Generic[Item, Answer]):
             self._sending.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _send_group(self, group: list[Ask[Item, Answer]]) -> None:
-        keys = {ask.key for ask in group if ask.key is not None}
+        # Before it is committed: who is cancelled is taken out of it.
+        keys, number = {ask.key for ask in group if ask.key is not None}, len(group)
         self._keys |= keys
-        self._under_way += len(group)
+        self._under_way += number
         try:
             with breaking_off(group):
                 await self._commit(group)
         finally:
             self._keys -= keys
-            self._under_way -= len(group)
+            self._under_way -= number
 
     def _next(self) -> list[Ask[Item, Answer]]:
         """What goes now; beside another group only if there is enough for it, and no more than makes them equal."""

@@ -205,7 +205,8 @@ class BinaryDataManager:
         Raises:
             Pinned: it is pinned, and `force` is not given.
         """
-        verdict = await self.delete(key, "delete", whatever_the_count=True, force=force, connection=connection)
+        terms = Terms("delete", whatever_the_count=True, force=force)
+        verdict = await self.delete(key, terms, connection=connection)
         if verdict is Deletion.PINNED:
             raise pinned(key)
 
@@ -273,20 +274,11 @@ class BinaryDataManager:
             raise InvalidArgument(f"keep_count is {keep_count}; it must not be negative.")
         return await self.operations.prune_but_newest(keep_count)
 
-    async def delete(
-        self,
-        key: str,
-        operation_type: str,
-        *,
-        whatever_the_count: bool,
-        force: bool = False,
-        connection: CallersConnection | None = None,
-    ) -> Deletion:
+    async def delete(self, key: str, terms: Terms, *, connection: CallersConnection | None = None) -> Deletion:
         """Delete one reference if its count and pin allow it; FileNotFound when there is none."""
         self.engine.require_open()
         if not is_file_key(key):
             raise await absent(self.engine, key)
-        terms = Terms(operation_type, whatever_the_count=whatever_the_count, force=force)
         if connection is None:
             verdict = await self.deleting.delete(key, terms)
         else:

@@ -76,18 +76,18 @@ FULL: Final = Sizes(
     glance=1.5,
 )
 QUICK: Final = Sizes(
-    rounds=3,
+    rounds=2,
     seconds=0.7,
     references=10_000,
     files=1_000,
-    stream=256 * MIB,
-    expired=5_000,
+    stream=128 * MIB,
+    expired=3_000,
     slow=2_000,
-    items=300,
+    items=200,
     catalogs=(10_000, 100_000),
     reaped=1_000,
     sized=5_000,
-    callers=(1, 4, 16, 64, 256),
+    callers=(1, 16, 128),
     glance=0.4,
 )
 

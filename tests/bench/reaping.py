@@ -21,6 +21,8 @@ _TRIED: Final = 2_000
 _SLOW: Final = 0.02
 # So few of a reaper's deletes at once that it waits for the storage: with more, both would wait for two cores.
 _AT_ONCE: Final = 16
+# Of one batch; many, so that two reapers end at about the same time.
+_BATCH: Final = 250
 _MOST_ROUNDS: Final = 3
 
 
@@ -62,7 +64,7 @@ async def reap(ground: Ground) -> list[Comparison]:
 
 async def slow_reaper(go: Go, catalog: Catalog) -> Answer:
     """One pass of a process, in which each delete of an object takes 20 ms longer."""
-    async with catalog.connect(reaper=bdr.ReaperConfig(concurrency=_AT_ONCE)) as binary:
+    async with catalog.connect(reaper=bdr.ReaperConfig(concurrency=_AT_ONCE, batch_size=_BATCH)) as binary:
         for storage in binary.engine.storages.values():
             _slow_down(storage)
         await go()

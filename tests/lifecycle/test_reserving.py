@@ -40,6 +40,19 @@ async def test_many_at_once_take_along_as_many_as_they_are(connect: Connect) -> 
     assert await violations(binary.engine.database, binary.engine.storages) == []
 
 
+async def test_those_who_find_rows_ready_or_go_away_keep_nobody_from_getting_more(connect: Connect) -> None:
+    binary = await reserving(connect)
+    reserve = binary.uploads.reserving.reserve
+    for _ in range(3):
+        waiting = [asyncio.create_task(reserve()) for _ in range(40)]
+        await asyncio.sleep(0)
+        for one in waiting[::2]:
+            one.cancel()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*waiting[1::2])
+            await asyncio.gather(*(reserve() for _ in range(40)))
+
+
 async def test_what_is_left_is_given_back_when_the_engine_leaves(connect: Connect, database_url: str) -> None:
     watcher = await connect()
     storage = bdr.BinaryStorageConfig(storage_type="memory")
