@@ -11,6 +11,7 @@ import pytest
 
 import bdr
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig
+from bdr.manager.deletion import Terms
 from tests.fixtures.engines import Connect
 from tests.fixtures.proxy import MakeProxy
 from tests.fixtures.storages import MakeStorageConfig, RedisServer
@@ -84,7 +85,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "cleanup_completed_operations": (5,),
     "cleanup_data": (KEY,),
     "data_exists": (KEY,),
-    "delete": (KEY, "delete"),
+    "delete": (KEY, Terms("delete", whatever_the_count=True)),
     "delete_data": (KEY,),
     "delete_many": ([KEY],),
     "register_many": ([KEY],),
@@ -127,8 +128,7 @@ async def test_every_verb_of_a_closed_connection_says_so(database_url: str) -> N
     verbs = {name for name, _ in inspect.getmembers(binary, callable) if not name.startswith("_")}
     assert verbs - HARMLESS == calls.keys()
     for name, arguments in calls.items():
-        options = {"whatever_the_count": True} if name == "delete" else {}
-        call = getattr(binary, name)(*arguments, **options)
+        call = getattr(binary, name)(*arguments)
         with pytest.raises(bdr.InstanceClosed, match="This connection to the catalog is closed"):
             await (call.__aenter__() if name == "open" else call)
     await binary.stop_cleanup_task()
