@@ -220,7 +220,7 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             raise await absent(self.engine, key)
         if counted.after is None:
             raise not_held(key, use.holder, counted)
-        if connection is None and use.by < 0:
+        if counted.has_ended and connection is None and use.by < 0:
             await self.deleting.cleanup_released(key, counted)
         return counted.after
 

@@ -110,7 +110,10 @@ class DaemonThreads:
                     result = work()
                 except BaseException as raised:  # noqa: BLE001 - handed to who waits, whatever it is
                     error = raised
+            # What it was about need not stay in memory until there is more to do.
+            del job, work
             self._tell(future, result, error)
+            del future, result, error
 
     def _tell(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         # Between a thread and the loop: the thread appends, then reads `_told`; the loop clears `_told`, then takes

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, BigInteger, Boolean, ColumnElement, FromClause, Text, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,13 +22,17 @@ from bdr.catalog.reference import Reference
 ACCESSED = func.greatest(Reference.last_access_at, func.clock_timestamp())
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(NamedTuple):
     """What became of one key: `before` is None when there is no reference, `after` when nothing was changed."""
 
     before: int | None
     after: int | None
     zero_ref_retention: timedelta | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it goes at once: no use is left, and no retention."""
+        return self.after == 0 and self.zero_ref_retention == timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from enum import Enum
 from typing import Any
 
@@ -221,7 +220,7 @@ async def cleaned_up(
     released: Mapping[str, Counted], delete: Callable[[Sequence[str]], Awaitable[Mapping[str, Deletion]]]
 ) -> set[str]:
     """As `cleanup_released`; `delete` deletes what has ended."""
-    ended = [key for key, one in released.items() if one.after == 0 and one.zero_ref_retention == timedelta(0)]
+    ended = [key for key, one in released.items() if one.has_ended]
     if not ended:
         return set()
     try:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -46,6 +46,10 @@ class Use:
         return "Registering" if self.by > 0 else "Releasing"
 
 
+_ANONYMOUS_MORE: Final = Use(1, count.register)
+_ANONYMOUS_LESS: Final = Use(-1, count.release)
+
+
 def registering(holder: str | None, lease: timedelta | None, bound_to: UUID | None) -> Use:
     """One use more; InvalidArgument when what is said of it cannot be."""
     if holder is not None:
@@ -53,14 +57,14 @@ def registering(holder: str | None, lease: timedelta | None, bound_to: UUID | No
         return Use(1, take, holder)
     if lease is not None or bound_to is not None:
         raise InvalidArgument("A lease, and being bound to an instance, belong to a holder: give `holder` too.")
-    return Use(1, count.register)
+    return _ANONYMOUS_MORE
 
 
 def releasing(holder: str | None) -> Use:
     """One use less."""
     if holder is not None:
         return Use(-1, partial(let_go, holder=checked_holder(holder)), holder)
-    return Use(-1, count.release)
+    return _ANONYMOUS_LESS
 
 
 def checked_holder(holder: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from functools import partial
 from operator import floordiv
 
@@ -112,4 +113,19 @@ async def test_results_that_come_at_once_wake_the_loop_once() -> None:
     await asyncio.gather(*working)
     loop.call_soon_threadsafe = call  # type: ignore[method-assign]
     assert told <= 2
+    threads.close()
+
+
+async def test_a_thread_that_has_nothing_to_do_keeps_nothing() -> None:
+    class Data:
+        pass
+
+    threads = DaemonThreads(1)
+    given = Data()
+    kept = weakref.ref(given)
+    assert await threads.run(partial(id, given)) == id(given)
+    del given
+    deadline = time.monotonic() + 20
+    while kept() is not None:
+        assert time.monotonic() < deadline
     threads.close()
