@@ -280,8 +280,11 @@ async def test_who_waited_for_a_read_by_a_key_that_was_deleted_meanwhile_reads_b
     second = await binary.engine.database.write(lambda own: share(own, key))
     name = await redis_key(binary, key)
     proxy.pause()
-    calls = [asyncio.create_task(binary.get_data(one)) for one in (key, second)]
-    await until_waiting_for_one_read(binary, len(calls))
+    calls = []
+    # One after the other: it is the first that reads.
+    for one in (key, second):
+        calls.append(asyncio.create_task(binary.get_data(one)))
+        await until_waiting_for_one_read(binary, len(calls))
     # Deleted and moved at once: the one key means nothing any more, and the other a new place.
     await redis_command(redis_server, f"RENAME {name} {name}x")
     await change(binary, "DELETE FROM bdr.binary_data_reference WHERE file_key = :key", key=key)
