@@ -11,8 +11,7 @@ from bdr.keys import is_file_key
 from bdr.manager import BinaryDataManager
 from bdr.manager.batch_counts import count_many, count_many_in
 from bdr.manager.counting import Counting
-from bdr.manager.deleting import CLEANUP
-from bdr.manager.deletion import Deletion, cleanup_released
+from bdr.manager.deletion import CLEANUP, Deletion, cleanup_released
 from bdr.manager.engine import Engine
 from bdr.manager.explain import explain
 from bdr.manager.explanation import Explanation

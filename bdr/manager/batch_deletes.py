@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bdr.catalog.database import translated
 from bdr.errors import BinaryStorageError, own_error
 from bdr.manager.batch import ABSENT, Absent, Batch, in_chunks
-from bdr.manager.deletion import Deletion, delete_references, pinned
+from bdr.manager.deletion import Deletion, Terms, delete_references, expire_references, pinned
 from bdr.manager.engine import Engine
 from bdr.results import BatchResult
 
@@ -16,11 +16,10 @@ Answers = Sequence[BinaryStorageError | Absent | None]
 
 async def delete_many(engine: Engine, keys: Iterable[str], *, force: bool) -> BatchResult[None]:
     """Delete each, whatever its count; each chunk commits by itself."""
+    terms = Terms("delete", whatever_the_count=True, force=force)
 
     async def take(some: Sequence[str], skip_locked: bool) -> Mapping[str, Deletion]:
-        verdicts = await delete_references(
-            engine, some, operation_type="delete", whatever_the_count=True, force=force, skip_locked=skip_locked
-        )
+        verdicts = await delete_references(engine, some, terms, skip_locked=skip_locked)
         return {key: verdict for key, verdict in verdicts.items() if verdict is not Deletion.MISSING}
 
     async def work(chunk: list[str]) -> Answers:
@@ -42,17 +41,11 @@ async def delete_many_in(
     connection: AsyncConnection, engine: Engine, keys: Iterable[str], *, force: bool
 ) -> BatchResult[None]:
     """As `delete_many`, in a caller's transaction; an error of the database ends that, and is raised."""
+    terms = Terms("delete", whatever_the_count=True, force=force)
 
     async def work(chunk: list[str]) -> Answers:
         with translated():
-            verdicts = await delete_references(
-                engine,
-                chunk,
-                operation_type="delete",
-                whatever_the_count=True,
-                force=force,
-                connection=connection,
-            )
+            verdicts = await expire_references(connection, engine, chunk, terms)
         return [_answer(key, verdicts[key]) for key in chunk]
 
     return await in_chunks(engine, keys, work)

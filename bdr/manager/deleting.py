@@ -14,13 +14,11 @@ from typing import Final
 from bdr.catalog.blob import ClaimedBlob
 from bdr.catalog.count import Counted
 from bdr.errors import BinaryStorageError, OutcomeUnknown
-from bdr.manager.deletion import Deletion, Removal, Terms, cleaned_up, remove_references
+from bdr.manager.deletion import CLEANUP, Deletion, Removal, Terms, cleaned_up, remove_references
 from bdr.manager.engine import Engine
 from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, take_up
 from bdr.manager.lanes import Lanes
 from bdr.manager.sweeping import Sweeping
-
-CLEANUP: Final = Terms("cleanup", whatever_the_count=False)
 
 
 @dataclass(frozen=True, slots=True)

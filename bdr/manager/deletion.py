@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,6 +51,9 @@ class Terms:
     def what(self) -> str:
         """What it is called in errors."""
         return self.operation_type.capitalize()
+
+
+CLEANUP: Final = Terms("cleanup", whatever_the_count=False)
 
 
 @dataclass
@@ -101,23 +104,12 @@ def _record(
 
 
 async def delete_references(
-    engine: Engine,
-    keys: Sequence[str],
-    *,
-    operation_type: str,
-    whatever_the_count: bool,
-    force: bool = False,
-    skip_locked: bool = False,
-    connection: AsyncConnection | None = None,
+    engine: Engine, keys: Sequence[str], terms: Terms, *, skip_locked: bool = False
 ) -> Mapping[str, Deletion]:
     """Delete references, then the objects of blobs that nobody else refers to.
 
-    With a caller's `connection` no storage is called and no blob changes: the references are left to the reaper. With
-    `skip_locked` it waits for no reference, and one that somebody else has locked looks as if it were not there.
+    With `skip_locked` it waits for no reference, and one that somebody else has locked looks as if it were not there.
     """
-    terms = Terms(operation_type, whatever_the_count=whatever_the_count, force=force)
-    if connection is not None:
-        return await expire_references(connection, engine, keys, terms)
     removal = await remove_references(engine, keys, terms, skip_locked=skip_locked)
     try:
         for name in {one.storage_name for one in removal.claimed}:
@@ -211,7 +203,7 @@ async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> s
     """
 
     def delete(ended: Sequence[str]) -> Awaitable[Mapping[str, Deletion]]:
-        return delete_references(engine, ended, operation_type="cleanup", whatever_the_count=False)
+        return delete_references(engine, ended, CLEANUP)
 
     return await cleaned_up(released, delete)
 

@@ -85,8 +85,7 @@ class DirectorySync:
         The folders above the object's own hold what they held before, so they are synced only for its first object.
         """
         folder = path.rpartition("/")[0]
-        chain = self._folders_of(path)
-        for one in chain[:1] if folder in self._named else chain:
+        for one in [self._root / folder] if folder in self._named else self._folders_of(path):
             sync_folder(one, self._fsync)
         self._check_marker()
         self._named.add(folder)

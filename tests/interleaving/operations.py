@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bdr.catalog import count, reference
 from bdr.catalog.blob import DELETING, LIVE, PENDING
 from bdr.errors import FileNotFound, Gone, Lost, NotReferenced, OperationError, Pinned
-from bdr.manager.deletion import delete_references
+from bdr.manager.deletion import Terms, delete_references
 from tests.interleaving.ground import DATA
 from tests.interleaving.serial import Operation, Turn
 from tests.interleaving.stage import Stage
@@ -205,7 +205,7 @@ def delete_many(*names: str) -> Operation:
     async def run(stage: Stage) -> object:
         keys = [stage.keys[name] for name in names]
         engine = stage.binary.engine
-        verdicts = await delete_references(engine, keys, operation_type="delete", whatever_the_count=True)
+        verdicts = await delete_references(engine, keys, Terms("delete", whatever_the_count=True))
         return [verdicts[key].value for key in keys]
 
     def rule(turn: Turn) -> Parts:
