@@ -98,7 +98,11 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_not_all_the_t
             with pytest.raises(bdr.CatalogUnavailable):
                 await binary.get_stats()
         await between.start()
-        await until_beaten(binary)
+
+        # Not the row: the catalog has the sign of life a moment before this engine has the answer.
+        async def over() -> bool:
+            return "The catalog took it after" in caplog.text
+
+        await until(over)
     beats = [record for record in caplog.records if record.name == "bdr.manager.background"]
     assert [record.levelname for record in beats] == ["WARNING", "INFO"]
-    assert "The catalog took it after" in beats[1].getMessage()
