@@ -208,18 +208,18 @@ class BinaryDataLifecycleManager(BinaryDataManager):
             raise await absent(self.engine, key)
         if connection is not None:
             with translated():
-                found = await use.take(await as_connection(connection), [key])
+                counted = (await use.take(await as_connection(connection), [key]))[key]
         elif use.holder is not None:
             found = await self.engine.database.write(lambda own: use.take(own, [key]), keys=[key], what=use.what)
+            counted = found[key]
         else:
-            found = {key: await self.counting.count(key, use.by)}
-        counted = found[key]
+            counted = await self.counting.count(key, use.by)
         # fail point: count.counted
         if counted.before is None:
             raise await absent(self.engine, key)
         if counted.after is None:
             raise not_held(key, use.holder, counted)
-        if counted.has_ended and connection is None and use.by < 0:
+        if use.by < 0 and counted.has_ended and connection is None:
             await self.deleting.cleanup_released(key, counted)
         return counted.after
 

@@ -2,6 +2,10 @@
 
 import signal
 
+import pytest
+
+from tests.figures import all_figures
+
 # A program started in the background ignores these, and so would all that it starts; the tests send them.
 for ignorable in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(ignorable) is signal.SIG_IGN:
@@ -13,3 +17,11 @@ pytest_plugins = [
     "tests.fixtures.proxy",
     "tests.fixtures.engines",
 ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Say what the packages that count something came to, on however many workers.
+
+    Here, not in their folders: with workers, the process that writes the summary reads no `conftest` but this one.
+    """
+    all_figures(terminalreporter, exitstatus)

@@ -1,6 +1,24 @@
 """What the tests of a folder have counted, on however many workers, and whether that may be said of them."""
 
+from typing import Final
+
 import pytest
+
+KILLED: Final = "boundaries at which a process was killed"
+ORDERS: Final = "orders of steps were played"
+FAULTS: Final = "faults were injected"
+# Of which folder's tests, what they count, and what may be said when all went well.
+_FIGURES: Final = (
+    ("tests/chaos", KILLED, "after each, everything was whole again"),
+    ("tests/interleaving", ORDERS, "every one came to what the rules say"),
+    ("tests/faults", FAULTS, "nothing was lost and nothing orphaned"),
+)
+
+
+def all_figures(reporter: pytest.TerminalReporter, ended: int) -> None:
+    """Write all of them; `ended` is the exit status of the run."""
+    for folder, counted, whole in _FIGURES:
+        figure(reporter, ended, folder, counted, whole)
 
 
 def figure(reporter: pytest.TerminalReporter, ended: int, folder: str, counted: str, whole: str) -> None:

@@ -6,7 +6,6 @@ first wins. The claim skips a locked row; a count that waited for a claim finds 
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -35,8 +34,7 @@ class Counted(NamedTuple):
         return self.after == 0 and self.zero_ref_retention == timedelta(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """What a change found and did.
 
     Attributes:
@@ -51,8 +49,7 @@ class Tally:
     zero_ref_retention: timedelta | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What some registrations and releases together do to one reference, in the order in which they came.
 
     Attributes:
@@ -209,7 +206,7 @@ async def count_under_lock(database: Database, key: str, change: Callable[[], Ch
         return None if wanted is None else parameters({key: wanted})
 
     found = await database.fetch(_COUNT, values)
-    return Tally(*(found[0][name] for name in Tally.__slots__)) if found else None
+    return Tally(*(found[0][name] for name in Tally._fields)) if found else None
 
 
 async def present(database: Database, keys: Sequence[str]) -> set[str]:
@@ -218,8 +215,8 @@ async def present(database: Database, keys: Sequence[str]) -> set[str]:
 
 
 def _tally(row: Mapping[str, Any], change: Change) -> Tally:
-    before = row["after"] - change.net
-    return Tally(before, None, row["after"], row["zero_ref_retention"])
+    after = row["after"]
+    return Tally(after - change.net, None, after, row["zero_ref_retention"])
 
 
 async def register(

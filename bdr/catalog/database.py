@@ -159,8 +159,10 @@ class Database:
     @asynccontextmanager
     async def _borrow_driver(self) -> AsyncIterator[asyncpg.Connection]:
         async with self._in_use():
-            with self._making():
-                lent = await self._drivers.lend()
+            lent = self._drivers.lend_kept()
+            if lent is None:
+                with self._making():
+                    lent = await self._drivers.lend_another()
             usable = False
             try:
                 yield lent.driver
@@ -178,9 +180,12 @@ class Database:
         self._borrowed += 1
         self._idle.clear()
         try:
-            async with self._turn():
+            await self._take_turn()
+            try:
                 self._require_open()
                 yield
+            finally:
+                self._turns.give()
         finally:
             self._borrowed -= 1
             if not self._borrowed:
@@ -204,8 +209,7 @@ class Database:
                 raise CatalogUnavailable(f"The connection to {self.shown} could not be made: {error}") from error
             raise error.__cause__ from error.__cause__.__cause__
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _take_turn(self) -> None:
         try:
             await self._turns.take()
         except TimeoutError:
@@ -214,10 +218,6 @@ class Database:
                 f"nothing was done. This engine has {self._config.pool_size}: raise `database.pool_size`, or "
                 "`database.pool_timeout` to wait longer."
             ) from None
-        try:
-            yield
-        finally:
-            self._turns.give()
 
     async def _detached(self, run: Callable[[Work[T], "_Progress"], Awaitable[T]], work: Work[T], at: "_Progress") -> T:
         # Who is cancelled, and what each then sees. The work runs in a task that the caller's cancellation does not

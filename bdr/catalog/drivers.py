@@ -39,15 +39,19 @@ class Drivers:
         self._lent: set[Lent] = set()
         self._closed = False
 
-    async def lend(self) -> Lent:
-        """One that is open; whoever asks has seen to it that one is not in use."""
+    def lend_kept(self) -> Lent | None:
+        """One that is at hand and open, if there is any."""
         while self._kept:
             lent = self._kept.pop()
             if not lent.driver.is_closed():
-                break
+                self._lent.add(lent)
+                return lent
             lent.throw_away()
-        else:
-            lent = Lent(await self._engine.raw_connection())
+        return None
+
+    async def lend_another(self) -> Lent:
+        """One of the pool; whoever asks has seen to it that one is not in use."""
+        lent = Lent(await self._engine.raw_connection())
         self._lent.add(lent)
         return lent
 

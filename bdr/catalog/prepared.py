@@ -25,8 +25,7 @@ class Prepared:
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """The values in the order of their numbers."""
-        known = self._fixed | dict(values)
-        return [known[name] for name in self._order]
+        return [values[name] if name in values else self._fixed[name] for name in self._order]
 
     async def fetch(self, connection: asyncpg.Connection, values: Mapping[str, Any]) -> list[asyncpg.Record]:
         """Run it on one of the driver's own connections."""

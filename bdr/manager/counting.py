@@ -6,9 +6,10 @@ Each caller gets the answer that it would have got alone, at its place in the or
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, count_under_lock, present
 from bdr.catalog.database import Database
@@ -18,8 +19,8 @@ from bdr.manager.lanes import Lanes
 
 _MISSING = Counted(None, None, None)
 
-_Count = tuple[str, int]
-_Ask = Ask[_Count, Counted]
+# By how much: 1 or -1.
+_Ask = Ask[int, Counted]
 
 
 class Counting:
@@ -32,16 +33,16 @@ class Counting:
         self._database = database
         self._groups = Groups(self._commit, at_once=2)
         places = asyncio.Semaphore(max(1, lanes))
-        self._lanes = Lanes(self._groups, lambda item: item[0], self._wait_and_commit, places, patience)
+        self._lanes = Lanes(self._groups, self._wait_and_commit, places, patience)
 
-    async def count(self, key: str, by: int) -> Counted:
+    def count(self, key: str, by: int) -> Coroutine[Any, Any, Counted]:
         """Add `by`, 1 or -1; as `bdr.catalog.count` does for one key.
 
         Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while the statement was under way.
         """
-        ask: _Ask = Ask((key, by), key, "Registering" if by > 0 else "Releasing")
+        ask: _Ask = Ask(by, key, "Registering" if by > 0 else "Releasing")
         self._lanes.add(ask)
-        return await ask.answered()
+        return ask.answered()
 
     async def close(self) -> None:
         """Wait until everything that was asked has its answer."""
@@ -120,7 +121,7 @@ def _taken_up(asks: list[_Ask]) -> Change | None:
 def _change(asks: Sequence[_Ask]) -> Change:
     net = low = 0
     for ask in asks:
-        net += ask.item[1]
+        net += ask.item
         low = min(low, net)
     return Change(net, low)
 
@@ -135,14 +136,15 @@ def _answer(asks: list[_Ask], found: Tally | None) -> list[_Ask]:
             ask.give(_MISSING)
         return []
     if found.after is None:
-        refused = 0 if found.free else next((n for n, ask in enumerate(asks) if ask.item[1] > 0), len(asks))
+        refused = 0 if found.free else next((n for n, ask in enumerate(asks) if ask.item > 0), len(asks))
         for ask in asks[:refused]:
             ask.give(Counted(found.before, None, None))
         return asks[refused:]
     before = found.before
     for ask in asks:
-        ask.give(Counted(before, before + ask.item[1], found.zero_ref_retention))
-        before += ask.item[1]
+        after = before + ask.item
+        ask.give(Counted(before, after, found.zero_ref_retention))
+        before = after
     return []
 
 
@@ -150,7 +152,7 @@ def _how_many_fit(asks: Sequence[_Ask], found: Tally | None) -> int:
     """How many of `asks`, from the first, take no more than there was."""
     free = (found and found.free) or 0
     for number, ask in enumerate(asks):
-        free += ask.item[1]
+        free += ask.item
         if free < 0:
             return number
     return len(asks)

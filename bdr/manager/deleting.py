@@ -86,7 +86,7 @@ class _Removing:
         self._engine = engine
         self._terms = terms
         self._groups: Groups[str, _Removed] = Groups(self._commit)
-        self._lanes = Lanes(self._groups, str, self._wait_and_commit, places, patience)
+        self._lanes = Lanes(self._groups, self._wait_and_commit, places, patience)
 
     async def remove(self, key: str) -> _Removed:
         """Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while it was under way."""

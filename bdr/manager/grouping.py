@@ -6,7 +6,7 @@ happens; group first, it goes on without a caller, who is told that the outcome 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 
@@ -35,13 +35,13 @@ class Ask(Generic[Item, Answer]):
     """What one caller asks for, and where its answer goes.
 
     Attributes:
-        key: whose answer it is, or None: of a group under way and one beside it, only one may have it.
+        key: whose answer it is: of a group under way and one beside it, only one may have it. Empty is nobody's.
         sent: the server may know of it.
     """
 
     __slots__ = ("_answer", "_what", "item", "key", "sent")
 
-    def __init__(self, item: Item, key: str | None, what: str) -> None:
+    def __init__(self, item: Item, key: str, what: str) -> None:
         self.item = item
         self.sent = False
         self.key = key
@@ -62,7 +62,7 @@ class Ask(Generic[Item, Answer]):
         """An error of the caller's own: two must not raise one object."""
         if self._answer.done():
             return
-        self._answer.set_exception(own_error(error, [] if self.key is None else [self.key], self._what))
+        self._answer.set_exception(own_error(error, [self.key] if self.key else [], self._what))
 
     def break_off(self, error: BaseException) -> None:
         """End the wait for an answer that will not come: by a mistake in what should give it, or a loop that ends."""
@@ -78,12 +78,12 @@ class Ask(Generic[Item, Answer]):
         try:
             return await self._answer
         except asyncio.CancelledError as cancelled:
-            if self.sent and self.key is not None:
+            if self.sent and self.key:
                 raise self._unknown() from cancelled
             raise
 
     def _unknown(self) -> OutcomeUnknown:
-        return OutcomeUnknown([] if self.key is None else [self.key], self._what)
+        return OutcomeUnknown([self.key] if self.key else [], self._what)
 
 
 class Groups(Generic[Item, Answer]):
@@ -102,7 +102,7 @@ class Groups(Generic[Item, Answer]):
         # How many of them might be sent now.
         self._free = 0
         self._under_way = 0
-        self._keys: set[str | None] = set()
+        self._keys: set[str] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._beside: set[asyncio.Task[None]] = set()
 
@@ -119,11 +119,11 @@ class Groups(Generic[Item, Answer]):
         """Whether a group is under way, or about to be."""
         return bool(self._sending)
 
-    def take_back(self, wanted: Callable[[Item], bool]) -> list[Ask[Item, Answer]]:
-        """Those that were gathered and have not gone yet, if `wanted`; they go with no group any more."""
-        taken = [ask for ask in self._gathered if wanted(ask.item)]
+    def take_back(self, keys: Collection[str]) -> list[Ask[Item, Answer]]:
+        """Those that were gathered for these keys and have not gone yet; they go with no group any more."""
+        taken = [ask for ask in self._gathered if ask.key in keys]
         if taken:
-            self._gathered = [ask for ask in self._gathered if not wanted(ask.item)]
+            self._gathered = [ask for ask in self._gathered if ask.key not in keys]
         return taken
 
     def do_beside(self, work: Coroutine[Any, Any, None]) -> None:
@@ -164,7 +164,7 @@ class Groups(Generic[Item, Answer]):
 
     async def _send_group(self, group: list[Ask[Item, Answer]]) -> None:
         # Before it is committed: who is cancelled is taken out of it.
-        keys, number = {ask.key for ask in group if ask.key is not None}, len(group)
+        keys, number = _keys(group), len(group)
         self._keys |= keys
         self._under_way += number
         try:
@@ -176,15 +176,19 @@ class Groups(Generic[Item, Answer]):
 
     def _next(self) -> list[Ask[Item, Answer]]:
         """What goes now; beside another group only if there is enough for it, and no more than makes them equal."""
-        free = [ask for ask in self._gathered if ask.key not in self._keys]
+        free, waiting = self._gathered, list[Ask[Item, Answer]]()
+        if self._keys:
+            free = [ask for ask in self._gathered if ask.key not in self._keys]
+            waiting = [ask for ask in self._gathered if ask.key in self._keys]
         if self._under_way and len(free) < _WORTH:
             # It goes after that group.
             return []
-        group = free[: self._share(free)]
-        taken = set(map(id, group))
-        self._gathered = [ask for ask in self._gathered if id(ask) not in taken]
-        keys = {ask.key for ask in group if ask.key is not None}
-        self._free = sum(ask.key not in keys for ask in free[len(group) :])
+        number = self._share(free)
+        group, left = free[:number], free[number:]
+        # Those with one key stay in their order.
+        self._gathered = waiting + left
+        keys = _keys(group)
+        self._free = sum(ask.key not in keys for ask in left)
         if self._is_worth_another():
             self._send_another()
         return group
@@ -195,8 +199,12 @@ class Groups(Generic[Item, Answer]):
         half = min((len(free) + self._under_way + 1) // 2, _LARGEST)
         if self._under_way:
             return half
-        keys = {ask.key for ask in free[:half] if ask.key is not None}
+        keys = _keys(free[:half])
         return half if sum(ask.key not in keys for ask in free[half:]) >= _WORTH else _LARGEST
+
+
+def _keys(asks: Sequence[Ask[Item, Answer]]) -> set[str]:
+    return {ask.key for ask in asks if ask.key}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from bdr.errors import Busy
 from bdr.manager.grouping import Ask, Groups, breaking_off, fail_all, put_down
+from bdr.manager.pace import Pace
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -23,21 +24,18 @@ class Lanes(Generic[Item, Answer]):
     What is locked waits as long as `patience` for its turn to wait for the lock; then it is Busy.
 
     Args:
-        key_of: the reference that is asked for.
-        commit: answers every ask that it is given, all for one reference, and waits for its lock.
+        commit: answers every ask that it is given, all with one key, and waits for the lock of that reference.
         places: how many may wait for locks at once.
     """
 
     def __init__(
         self,
         groups: Groups[Item, Answer],
-        key_of: Callable[[Item], str],
         commit: Callable[[str, list[Ask[Item, Answer]]], Awaitable[None]],
         places: asyncio.Semaphore,
         patience: timedelta,
     ) -> None:
         self._groups = groups
-        self._key_of = key_of
         self._commit = commit
         self._places = places
         self._patience = patience
@@ -46,7 +44,7 @@ class Lanes(Generic[Item, Answer]):
 
     def add(self, ask: Ask[Item, Answer]) -> None:
         """Let it go with the next group, or behind what its reference's lane holds."""
-        key = self._key_of(ask.item)
+        key = ask.key
         if key in self._waiting:
             self._waiting[key].append(ask)
         elif self._waiting or self._groups.is_sending:
@@ -59,13 +57,13 @@ class Lanes(Generic[Item, Answer]):
         """The asks for each reference, in their order."""
         by_key: defaultdict[str, list[Ask[Item, Answer]]] = defaultdict(list)
         for ask in asks:
-            by_key[self._key_of(ask.item)].append(ask)
+            by_key[ask.key].append(ask)
         return by_key
 
     def open(self, left: Mapping[str, list[Ask[Item, Answer]]]) -> None:
         """Have these done by themselves. Nothing was done for them: until they are sent, callers may take them back."""
         # With those that were gathered meanwhile: who asks later must not come before them.
-        later = self.by_key(self._groups.take_back(lambda item: self._key_of(item) in left))
+        later = self.by_key(self._groups.take_back(left))
         for key, asks in left.items():
             put_down(asks)
             self._waiting[key] = asks + later.get(key, [])
@@ -73,6 +71,7 @@ class Lanes(Generic[Item, Answer]):
 
     async def _run(self, key: str) -> None:
         """Do what is asked of one reference, waiting for its lock; until nothing is asked of it any more."""
+        pace = Pace()
         try:
             while self._waiting[key]:
                 # A place for each batch anew: keys that are asked for all the time take turns.
@@ -80,15 +79,15 @@ class Lanes(Generic[Item, Answer]):
                 placed = await self._take_place()
                 if not placed:
                     # Who came while these waited has time left.
-                    late, self._waiting[key] = self._waiting[key][:waiting], self._waiting[key][waiting:]
-                    fail_all(late, Busy(f"Too many references were locked for {self._patience}; nothing was changed."))
+                    fail_all(self._take(key, waiting), _too_late(self._patience))
                     continue
-                asks, self._waiting[key] = self._waiting[key], []
+                asks = self._take(key, pace.share(len(self._waiting[key])))
                 try:
-                    with breaking_off(asks):
+                    with breaking_off(asks), pace.timing():
                         await self._commit(key, asks)
                 finally:
                     self._places.release()
+                await pace.gather(len(asks), self._waiting[key])
         except BaseException as error:
             for ask in self._waiting[key]:
                 ask.break_off(error)
@@ -96,9 +95,21 @@ class Lanes(Generic[Item, Answer]):
         finally:
             del self._waiting[key]
 
+    def _take(self, key: str, number: int) -> list[Ask[Item, Answer]]:
+        asks = self._waiting[key]
+        # The list stays: who is just being waited for looks at it again.
+        taken, asks[:] = asks[:number], asks[number:]
+        return taken
+
     async def _take_place(self) -> bool:
+        if not self._places.locked():
+            return await self._places.acquire()
         try:
             async with asyncio.timeout(self._patience.total_seconds()):
                 return await self._places.acquire()
         except TimeoutError:
             return False
+
+
+def _too_late(patience: timedelta) -> Busy:
+    return Busy(f"Too many references were locked for {patience}; nothing was changed.")

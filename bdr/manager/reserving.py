@@ -50,7 +50,7 @@ class Reserving:
         if ready := self._fresh():
             return ready
         # Without a key: whoever is cancelled here has stored nothing.
-        ask: _Ask = Ask(None, None, "Reserving")
+        ask: _Ask = Ask(None, "", "Reserving")
         self._groups.add(ask)
         return await ask.answered()
 

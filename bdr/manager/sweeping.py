@@ -53,7 +53,7 @@ class Sweeping:
         """
         name = blob.storage_name
         groups = self._groups.setdefault(name, Groups(partial(self._commit, name)))
-        ask: _Ask = Ask(_Waiting(blob, clock.seconds() if groups.is_sending else None), None, "Sweeping")
+        ask: _Ask = Ask(_Waiting(blob, clock.seconds() if groups.is_sending else None), "", "Sweeping")
         groups.add(ask)
         try:
             await ask.answered()

@@ -15,6 +15,7 @@ from bdr.settings import BinaryStorageConfig
 from tests.chaos import failpoints
 from tests.chaos.victim import SCENARIOS, Task
 from tests.chaos.watch import RECOVERING, Ledger, assert_whole, distinct, recover, run
+from tests.figures import KILLED
 from tests.fixtures.postgres import PostgresServer
 from tests.fixtures.storages import MakeStorageConfig
 from tests.fsck.support import Damage
@@ -29,7 +30,6 @@ EXPIRING = {
     "hold": {"zero_ref_retention": AT_ONCE},
     "reap": {"max_retention": AT_ONCE},
 }
-KILLED = "boundaries at which a process was killed"
 _DUE = (
     "UPDATE bdr.reference_holder SET lease_expires_at = now() WHERE lease_expires_at IS NOT NULL",
     "INSERT INTO bdr.blob (blob_id, storage_name, object_path, state, instance_id, next_attempt_at) "  # noqa: ISC004

@@ -1,4 +1,4 @@
-"""Engines whose storage lies behind a proxy, and the figure that the faults come to."""
+"""Engines whose storage lies behind a proxy."""
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 import bdr
-from tests.faults.faults import FAULTS, FAULTS_BY_NAME, all_struck, counted
-from tests.figures import figure
+from tests.faults.faults import FAULTS_BY_NAME, all_struck, counted
+from tests.figures import FAULTS
 from tests.fixtures.engines import Connect
 from tests.fixtures.http_proxy import HttpProxy, When
 from tests.fixtures.storages import MakeStorageConfig, S3Server
@@ -31,11 +31,6 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         yield
     finally:
         item.user_properties.append((FAULTS, all_struck() - before))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Say how many faults were injected in all, on however many workers."""
-    figure(terminalreporter, exitstatus, "tests/faults", FAULTS, "nothing was lost and nothing orphaned")
 
 
 @dataclass

@@ -1,12 +1,10 @@
-"""The stage of this package's tests, and the figure that they come to."""
+"""The stage of this package's tests."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.figures import figure
 from tests.fixtures.postgres import PostgresServer
-from tests.interleaving.families import ORDERS
 from tests.interleaving.stage import Stage, open_stage
 
 
@@ -19,8 +17,3 @@ async def stage(postgres: PostgresServer, template_database: str) -> AsyncIterat
     async with open_stage(postgres.url(name)) as stage:
         yield stage
     await postgres.drop_database(name)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Say how many orders were played in all, on however many workers."""
-    figure(terminalreporter, exitstatus, "tests/interleaving", ORDERS, "every one came to what the rules say")

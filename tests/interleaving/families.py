@@ -7,14 +7,14 @@ from itertools import combinations_with_replacement
 from typing import Final
 
 from bdr.catalog.blob import LIVE
+from tests.figures import ORDERS
 from tests.interleaving.explore import explore
 from tests.interleaving.serial import Operation
 from tests.interleaving.stage import Stage
 from tests.interleaving.state import BlobRow, Ref, State, stored
 
 Cases = Sequence[Sequence[Operation]]
-# Under this name each test reports how many orders it played; `conftest` adds them up.
-ORDERS: Final = "orders of steps were played"
+# Under this name each test reports how many orders it played; `tests/figures.py` adds them up.
 Report = Callable[[str, object], None]
 
 IDLE: Final = stored(a=Ref("x", idle=True))
