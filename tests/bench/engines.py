@@ -67,22 +67,27 @@ async def engines(ground: Ground) -> list[Comparison]:
             ("store, register, get, release, delete", lives, ()),
         ):
 
-            async def rate(number: int, job: Any = job, more: tuple[Any, ...] = more) -> float:
-                arguments = (catalog, CALLERS // number, ground.sizes.seconds, *more)
+            async def rate(number: int, callers: int, job: Any = job, more: tuple[Any, ...] = more) -> float:
+                arguments = (catalog, callers, ground.sizes.seconds, *more)
                 return rate_of(await together([Orders(job, arguments)] * number))
 
-            sides = {"bdr": lambda rate=rate: rate(ENGINES), "floor": lambda rate=rate: rate(1)}
+            sides = {
+                "parted": partial(rate, ENGINES, CALLERS // ENGINES),
+                "full": partial(rate, ENGINES, CALLERS),
+                "one": partial(rate, 1, CALLERS),
+            }
             rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides)
-            compared.append(
-                Comparison(
-                    "engines",
-                    f"{work}: {ENGINES} engines, {CALLERS} callers in all",
-                    "one engine with all callers",
-                    "/s",
-                    at_least(1),
-                    rates["bdr"],
-                    rates["floor"],
+            for side, callers in (("parted", f"{CALLERS} callers in all"), ("full", f"{CALLERS} callers each")):
+                compared.append(
+                    Comparison(
+                        "engines",
+                        f"{work}: {ENGINES} engines, {callers}",
+                        f"one engine with {CALLERS} callers",
+                        "/s",
+                        at_least(1),
+                        rates[side],
+                        rates["one"],
+                    )
                 )
-            )
         deadlocks = await catalog.fetchval(_DEADLOCKS)
     return [*compared, Comparison("engines", "deadlocks meanwhile", "-", "", at_most(0), [deadlocks])]
