@@ -4,6 +4,7 @@ from typing import Final
 
 import pytest
 
+# Properties of the tests' reports, so that each figure is whole on any number of workers.
 KILLED: Final = "boundaries at which a process was killed"
 ORDERS: Final = "orders of steps were played"
 FAULTS: Final = "faults were injected"

@@ -6,10 +6,9 @@ Each caller gets the answer that it would have got alone, at its place in the or
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from bdr.catalog.count import Change, Counted, Tally, count_free, count_one, count_under_lock, present
 from bdr.catalog.database import Database
@@ -35,14 +34,14 @@ class Counting:
         places = asyncio.Semaphore(max(1, lanes))
         self._lanes = Lanes(self._groups, self._wait_and_commit, places, patience)
 
-    def count(self, key: str, by: int) -> Coroutine[Any, Any, Counted]:
+    async def count(self, key: str, by: int) -> Counted:
         """Add `by`, 1 or -1; as `bdr.catalog.count` does for one key.
 
         Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while the statement was under way.
         """
         ask: _Ask = Ask(by, key, "Registering" if by > 0 else "Releasing")
         self._lanes.add(ask)
-        return ask.answered()
+        return await ask.answered()
 
     async def close(self) -> None:
         """Wait until everything that was asked has its answer."""

@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 # Of one group; what is beyond it goes with the next.
 _LARGEST = 1000
 # So many are worth a group of their own beside another.
-_WORTH = 16
+WORTH = 16
 # No use to try each of a group by itself, whichever of them was sent.
 _CONCERN_ALL = (CatalogNotMigrated, InstanceClosed, IoError, OutcomeUnknown, PermissionDenied)
 
@@ -140,7 +140,7 @@ class Groups(Generic[Item, Answer]):
             await asyncio.wait(self._beside)
 
     def _is_worth_another(self) -> bool:
-        return self._free >= _WORTH and len(self._sending) < self._at_once
+        return self._free >= WORTH and len(self._sending) < self._at_once
 
     def _send_another(self) -> None:
         task = asyncio.create_task(self._send())
@@ -176,22 +176,25 @@ class Groups(Generic[Item, Answer]):
 
     def _next(self) -> list[Ask[Item, Answer]]:
         """What goes now; beside another group only if there is enough for it, and no more than makes them equal."""
-        free, waiting = self._gathered, list[Ask[Item, Answer]]()
+        free = self._gathered
         if self._keys:
             free = [ask for ask in self._gathered if ask.key not in self._keys]
-            waiting = [ask for ask in self._gathered if ask.key in self._keys]
-        if self._under_way and len(free) < _WORTH:
+        if self._under_way and len(free) < WORTH:
             # It goes after that group.
             return []
         number = self._share(free)
         group, left = free[:number], free[number:]
-        # Those with one key stay in their order.
-        self._gathered = waiting + left
+        self._gathered = left if free is self._gathered else self._without(group)
         keys = _keys(group)
         self._free = sum(ask.key not in keys for ask in left)
         if self._is_worth_another():
             self._send_another()
         return group
+
+    def _without(self, group: Sequence[Ask[Item, Answer]]) -> list[Ask[Item, Answer]]:
+        # In the order in which they came: who is passed by because of others' keys would else fall behind each time.
+        taken = set(map(id, group))
+        return [ask for ask in self._gathered if id(ask) not in taken]
 
     def _share(self, free: Sequence[Ask[Item, Answer]]) -> int:
         if self._at_once == 1:
@@ -200,7 +203,7 @@ class Groups(Generic[Item, Answer]):
         if self._under_way:
             return half
         keys = _keys(free[:half])
-        return half if sum(ask.key not in keys for ask in free[half:]) >= _WORTH else _LARGEST
+        return half if sum(ask.key not in keys for ask in free[half:]) >= WORTH else _LARGEST
 
 
 def _keys(asks: Sequence[Ask[Item, Answer]]) -> set[str]:

@@ -97,9 +97,8 @@ class Lanes(Generic[Item, Answer]):
 
     def _take(self, key: str, number: int) -> list[Ask[Item, Answer]]:
         asks = self._waiting[key]
-        # The list stays: who is just being waited for looks at it again.
-        taken, asks[:] = asks[:number], asks[number:]
-        return taken
+        self._waiting[key] = asks[number:]
+        return asks[:number]
 
     async def _take_place(self) -> bool:
         if not self._places.locked():

@@ -1,6 +1,6 @@
-"""Four engine processes against one, with as many callers in all."""
+"""Four engine processes against one: with as many callers in all, and with as many each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -58,9 +58,26 @@ async def _work(go: Go, callers: int, seconds: float, make_step: Callable[[], St
     return answer
 
 
+async def _compare(
+    ground: Ground, work: str, rate: Callable[[int, int], Coroutine[Any, Any, float]]
+) -> list[Comparison]:
+    """`rate` is that of so many engines with so many callers each."""
+    sides = {
+        f"{CALLERS} callers in all": partial(rate, ENGINES, CALLERS // ENGINES),
+        f"{CALLERS} callers each": partial(rate, ENGINES, CALLERS),
+        f"one engine with {CALLERS} callers": partial(rate, 1, CALLERS),
+    }
+    rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides)
+    *four, one = rates
+    return [
+        Comparison("engines", f"{work}: {ENGINES} engines, {side}", one, "/s", at_least(1), rates[side], rates[one])
+        for side in four
+    ]
+
+
 async def engines(ground: Ground) -> list[Comparison]:
     """Total throughput, and whether anybody ever waited in a circle."""
-    compared = []
+    compared: list[Comparison] = []
     async with catalog_of(ground, ground.sizes.references) as (catalog, keys):
         for work, job, more in (
             ("register and release", counts, (keys,)),
@@ -71,23 +88,6 @@ async def engines(ground: Ground) -> list[Comparison]:
                 arguments = (catalog, callers, ground.sizes.seconds, *more)
                 return rate_of(await together([Orders(job, arguments)] * number))
 
-            sides = {
-                "parted": partial(rate, ENGINES, CALLERS // ENGINES),
-                "full": partial(rate, ENGINES, CALLERS),
-                "one": partial(rate, 1, CALLERS),
-            }
-            rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides)
-            for side, callers in (("parted", f"{CALLERS} callers in all"), ("full", f"{CALLERS} callers each")):
-                compared.append(
-                    Comparison(
-                        "engines",
-                        f"{work}: {ENGINES} engines, {callers}",
-                        f"one engine with {CALLERS} callers",
-                        "/s",
-                        at_least(1),
-                        rates[side],
-                        rates["one"],
-                    )
-                )
+            compared += await _compare(ground, work, rate)
         deadlocks = await catalog.fetchval(_DEADLOCKS)
     return [*compared, Comparison("engines", "deadlocks meanwhile", "-", "", at_most(0), [deadlocks])]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from tests.figures import FAULTS
 from tests.fixtures.http_proxy import Answer, Exchange, Fault
 
-# A property of each test's report, so that the figure is whole on any number of workers.
 _STRUCK: Counter[str] = Counter()
 
 _LAST_OBJECT = re.compile(rb"(.*)<Contents>.*?</Contents>", re.DOTALL)

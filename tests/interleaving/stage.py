@@ -1,6 +1,6 @@
 """What sessions use on the ground: the engine, its database and its storage, and connections for callers."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar, cast
@@ -45,10 +45,10 @@ _NOTHING: Final = timedelta(0)
 class GroupedCounting(Counting):
     """Every count goes with a group, as if others came at the same moment, and not by itself."""
 
-    def count(self, key: str, by: int) -> Coroutine[Any, Any, Counted]:
+    async def count(self, key: str, by: int) -> Counted:
         ask: Ask[int, Counted] = Ask(by, key, "Counting")
         self._groups.add(ask)
-        return ask.answered()
+        return await ask.answered()
 
 
 class SteppedDatabase(Database):

@@ -26,10 +26,20 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 async def sizes_of_batches(
-    go_on: Callable[[float], None], *, database: Callable[[], float], telling: float, calls: int, callers: int = CALLERS
+    go_on: Callable[[float], None],
+    *,
+    database: Callable[[], float],
+    telling: float,
+    calls: int,
+    callers: int = CALLERS,
+    late: int = 0,
 ) -> list[int]:
-    """What batches a lane makes of callers who each ask anew once they are told, which takes `telling` seconds."""
+    """What batches a lane makes of callers who each ask anew once they are told, which takes `telling` seconds.
+
+    So many of them come a moment late.
+    """
     sizes: list[int] = []
+    asked: list[tuple[int, int]] = []
     told: list[tuple[int, int]] = []
 
     async def commit(_key: str, asks: list[Ask[tuple[int, int], None]]) -> None:
@@ -45,15 +55,21 @@ async def sizes_of_batches(
     lanes = Lanes(groups, commit, asyncio.Semaphore(1), timedelta(seconds=30))
 
     async def caller(number: int) -> None:
+        if number < late:
+            await asyncio.sleep(0)
+            # By now the others have been sent.
+            await asyncio.sleep(0)
         for call in range(calls):
             ask: Ask[tuple[int, int], None] = Ask((number, call), "key", "Asking")
+            asked.append(ask.item)
             lanes.add(ask)
             await ask.answered()
             go_on(telling)
 
     await asyncio.gather(*map(caller, range(callers)))
     await groups.close()
-    assert sorted(told) == [(number, call) for number in range(callers) for call in range(calls)]
+    assert len(told) == callers * calls
+    assert told == asked
     return sizes
 
 
@@ -75,6 +91,14 @@ async def test_where_the_database_is_slower_all_go_together(go_on: Callable[[flo
 async def test_few_callers_go_together(go_on: Callable[[float], None]) -> None:
     sizes = await sizes_of_batches(go_on, database=lambda: 0.0001, telling=0.001, calls=20, callers=31)
     assert set(sizes) == {31}
+
+
+async def test_a_caller_out_of_step_does_not_leave_it_so_for_good(go_on: Callable[[float], None]) -> None:
+    sizes = await sizes_of_batches(go_on, database=lambda: 1.0, telling=0.001, calls=200, late=1)
+    assert set(sizes[:60]) == {1, CALLERS - 1}
+    assert set(sizes[70:-1]) == {CALLERS}
+    sizes = await sizes_of_batches(go_on, database=lambda: 0.0001, telling=0.001, calls=200, late=1)
+    assert set(sizes[70:200]) == {CALLERS // 2}
 
 
 async def test_a_database_that_becomes_slow_is_noticed_and_one_that_becomes_fast_again_too(
