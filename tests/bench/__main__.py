@@ -61,16 +61,14 @@ def machine(ground: Ground) -> str:
     )
 
 
-async def measure(ground: Ground, names: Sequence[str]) -> list[Comparison]:
-    """The rows of those names, told one by one as they are done."""
-    compared: list[Comparison] = []
+async def measure(ground: Ground, names: Sequence[str], compared: list[Comparison]) -> None:
+    """Adds the rows of those names, told one by one as they are done."""
     async with ground.running():
         for name in names:
             began = time.monotonic()
             of_row = await ROWS[name](ground)
             say(*map(str, of_row), f"  ({name}: {time.monotonic() - began:.0f} s)")
             compared += of_row
-    return compared
 
 
 def write(ground: Ground, compared: Sequence[Comparison], folder: Path) -> None:
@@ -96,11 +94,15 @@ def say(*lines: str) -> None:
 
 def run(sizes: Sizes, names: Sequence[str], into: Path) -> int:
     """Measure, tell and write; 1 when a goal was missed."""
+    compared: list[Comparison] = []
     with tempfile.TemporaryDirectory(prefix="bdr-bench-") as folder:
         ground = Ground(Path(folder), sizes)
         say(machine(ground))
-        compared = asyncio.run(measure(ground, names))
-    write(ground, compared, into)
+        try:
+            asyncio.run(measure(ground, names, compared))
+        finally:
+            # An hour's run that is cut off leaves what it has measured.
+            write(ground, compared, into)
     wrong = missed(compared)
     say("", table(compared), "", *wrong, f"Figures and picture: {into}")
     return 1 if wrong else 0

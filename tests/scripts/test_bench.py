@@ -64,9 +64,9 @@ def test_a_missed_goal_is_told_in_a_sentence_and_marked_in_the_table() -> None:
 def test_the_command_fails_when_a_goal_is_missed_and_says_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rate: float, code: int
 ) -> None:
-    async def measure(_: Ground, names: Sequence[str]) -> list[Comparison]:
+    async def measure(_: Ground, names: Sequence[str], compared: list[Comparison]) -> None:
         assert names == ["hot", "get"]
-        return [made(at_least(3), (rate,), (10,))]
+        compared.append(made(at_least(3), (rate,), (10,)))
 
     monkeypatch.setattr(command, "measure", measure)
     assert command.main(["--quick", "--only", "hot", "--only", "get", "--into", str(tmp_path)]) == code
@@ -74,9 +74,21 @@ def test_the_command_fails_when_a_goal_is_missed_and_says_which(
     assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["met"] == (not code)
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_has_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measure(_: Ground, _names: Sequence[str], compared: list[Comparison]) -> None:
+        compared.append(made(at_least(3), (40,), (10,)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--quick", "--into", str(tmp_path)])
+    assert [row["figure"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]] == [4]
+
+
 async def test_rows_are_measured_on_both_sides_in_every_round_and_drawn(tmp_path: Path) -> None:
     ground = Ground(tmp_path, TINY)
-    compared = await command.measure(ground, ["register", "reap", "scale", "curves"])
+    compared: list[Comparison] = []
+    await command.measure(ground, ["register", "reap", "scale", "curves"], compared)
     rows = [one.row for one in compared]
     assert rows == ["register", "reap", "scale", "scale"]
     for one in compared:
