@@ -1,8 +1,12 @@
-"""Small files of a folder, whole, by threads past OpenDAL, a call of which costs more than all else that is done."""
+"""Small files of a folder, and parts of large ones, by threads past OpenDAL.
+
+A call of OpenDAL costs more than all else that is done for a small file, and copies what it has read once more.
+"""
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +22,14 @@ T = TypeVar("T")
 
 # Above it, what OpenDAL's call costs is not felt any more.
 LARGEST = 1024 * 1024
+# A longer part may take longer than one call of a thread has.
+LARGEST_PART = 8 * 1024 * 1024
 # More only take the interpreter from each other.
 _THREADS = 16
 
 
 class SmallFiles:
-    """Files of up to 1 MiB below `root`; what OpenDAL writes is read here, and the other way round.
+    """Files of up to 1 MiB below `root`, and parts of any; what OpenDAL writes is read here, and the other way round.
 
     What takes longer than `io_timeout` is given up, with ETIMEDOUT. A thread may still be about it then, and hang in
     the mount: a write that was begun may land later, one that was not begun never is.
@@ -46,6 +52,10 @@ class SmallFiles:
     async def read(self, path: str) -> bytes | None:
         """The whole file; None when it is too large for this. OSError."""
         return await self._in_thread(partial(self._read, path))
+
+    async def read_part(self, path: str, offset: int, length: int) -> bytes:
+        """So many bytes from `offset`, at most 8 MiB; fewer where the file ends before. OSError."""
+        return await self._in_thread(partial(self._read_part, path, offset, length))
 
     def close(self) -> None:
         """End the threads as soon as they have done what they were given."""
@@ -74,7 +84,7 @@ class SmallFiles:
             except FileNotFoundError:
                 # Before it is there: whoever finds it there then must not think that its name is durable.
                 folders.forget(path)
-                os.makedirs(os.path.dirname(f"{self._root}/{path}"), exist_ok=True)  # noqa: PTH103, PTH120 - see `_read`
+                os.makedirs(os.path.dirname(f"{self._root}/{path}"), exist_ok=True)  # noqa: PTH103, PTH120 - see `_opened`
                 return self._created(path)
         except FileExistsError as error:
             raise ConditionNotMatch(f"ConditionNotMatch (permanent) at write: {error.strerror}") from None
@@ -83,16 +93,27 @@ class SmallFiles:
         return os.open(f"{self._root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def _read(self, path: str) -> bytes | None:
+        with self._opened(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            return None if size > LARGEST else _filled(descriptor, 0, size)
+
+    def _read_part(self, path: str, offset: int, length: int) -> bytes:
+        with self._opened(path) as descriptor:
+            return _filled(descriptor, offset, length)
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
         # No Path here: one costs more than the calls.
         descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(descriptor).st_size
-            if size > LARGEST:
-                return None
-            data = os.read(descriptor, size)
-            # Some file systems give less than there is.
-            while len(data) < size and (more := os.read(descriptor, size - len(data))):
-                data += more
-            return data
+            yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _filled(descriptor: int, offset: int, length: int) -> bytes:
+    data = os.pread(descriptor, length, offset)
+    # Some file systems give less than there is.
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
+        data += more
+    return data

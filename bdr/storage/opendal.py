@@ -20,7 +20,7 @@ from bdr.errors import (
 from bdr.settings import BinaryStorageConfig
 from bdr.storage.calls import Calls
 from bdr.storage.deleting import FileDeletes, Outcomes, deleted_each
-from bdr.storage.files import LARGEST, SmallFiles
+from bdr.storage.files import LARGEST, LARGEST_PART, SmallFiles
 from bdr.storage.listing import listed, listed_folder
 from bdr.storage.marker import decoded_marker, encoded_marker
 from bdr.storage.moving import copied
@@ -117,9 +117,8 @@ class OpenDalStorage:
             raise InvalidArgument(f"a range needs an offset and a length of at least 0, not {offset} and {length}")
         if length == 0:
             return await self._empty_range(path, offset)
-        part = partial(self._operator.read, path, offset=offset, size=length)
         async with self._absence_confirmed():
-            data = await self._calls.retried("read", path, part)
+            data = await self._calls.retried("read", path, lambda: self._part(path, offset, length))
         if len(data) != length:
             raise self._too_short(path, offset, length)
         return data
@@ -259,6 +258,11 @@ class OpenDalStorage:
     async def _whole(self, path: str) -> bytes:
         data = None if self._files is None else await self._files.read(path)
         return await self._operator.read(path) if data is None else data
+
+    async def _part(self, path: str, offset: int, length: int) -> bytes:
+        if self._files is not None and length <= LARGEST_PART:
+            return await self._files.read_part(path, offset, length)
+        return await self._operator.read(path, offset=offset, size=length)
 
     async def _streamed(self, path: str, first: bytes, rest: AsyncIterator[bytes]) -> StoredObject:
         writer = await self._opened(path)
