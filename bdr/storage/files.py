@@ -20,12 +20,14 @@ from bdr.threads import DaemonThreads
 
 T = TypeVar("T")
 
-# Above it, what OpenDAL's call costs is not felt any more.
+# Above it the bytes cost more than the call does.
 LARGEST = 1024 * 1024
-# A longer part may take longer than one call of a thread has.
-LARGEST_PART = 8 * 1024 * 1024
+# As streams are read; on a slow mount a longer part could take longer than a call has.
+LARGEST_PART = 4 * 1024 * 1024
 # More only take the interpreter from each other.
 _THREADS = 16
+# Those wait for the disk without it, and small files shall not wait for them.
+_THREADS_FOR_PARTS = 64
 
 
 class SmallFiles:
@@ -39,6 +41,7 @@ class SmallFiles:
         self._root = str(root)
         self._patience = config.io_timeout
         self._threads = DaemonThreads(min(config.concurrency, _THREADS))
+        self._for_parts = DaemonThreads(min(config.concurrency, _THREADS_FOR_PARTS))
 
     async def write(self, path: str, data: bytes, folders: DirectorySync) -> bytes:
         """Write a file, with the folders above it; it and its name are durable when this gives back its SHA-256.
@@ -54,12 +57,13 @@ class SmallFiles:
         return await self._in_thread(partial(self._read, path))
 
     async def read_part(self, path: str, offset: int, length: int) -> bytes:
-        """So many bytes from `offset`, at most 8 MiB; fewer where the file ends before. OSError."""
-        return await self._in_thread(partial(self._read_part, path, offset, length))
+        """So many bytes from `offset`, at most 4 MiB; fewer where the file ends before. OSError."""
+        return await in_time(self._patience, self._for_parts.run(partial(self._read_part, path, offset, length)))
 
     def close(self) -> None:
         """End the threads as soon as they have done what they were given."""
         self._threads.close()
+        self._for_parts.close()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await in_time(self._patience, self._threads.run(work))
@@ -103,8 +107,8 @@ class SmallFiles:
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
-        # No Path here: one costs more than the calls.
-        descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        # No Path here: one costs more than the calls. What is no file, such as a pipe, shall keep nobody waiting.
+        descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             yield descriptor
         finally:
@@ -113,7 +117,11 @@ class SmallFiles:
 
 def _filled(descriptor: int, offset: int, length: int) -> bytes:
     data = os.pread(descriptor, length, offset)
+    if len(data) == length:
+        return data
     # Some file systems give less than there is.
-    while len(data) < length and (more := os.pread(descriptor, length - len(data), offset + len(data))):
-        data += more
-    return data
+    parts, there = [data], len(data)
+    while there < length and (more := os.pread(descriptor, length - there, offset + there)):
+        parts.append(more)
+        there += len(more)
+    return b"".join(parts)

@@ -101,8 +101,9 @@ def run(sizes: Sizes, names: Sequence[str], into: Path) -> int:
         try:
             asyncio.run(measure(ground, names, compared))
         finally:
-            # An hour's run that is cut off leaves what it has measured.
-            write(ground, compared, into)
+            # A long run that is cut off leaves what it has measured.
+            if compared:
+                write(ground, compared, into)
     wrong = missed(compared)
     say("", table(compared), "", *wrong, f"Figures and picture: {into}")
     return 1 if wrong else 0

@@ -21,7 +21,7 @@ _TRIED: Final = 2_000
 _SLOW: Final = 0.02
 # So few of a reaper's deletes at once that it waits for the storage: with more, both would wait for two cores.
 _AT_ONCE: Final = 8
-# Of one batch; many, so that two reapers end at about the same time.
+# Of one batch; small, so that there are many, and two reapers end at about the same time.
 _BATCH: Final = 64
 _MOST_ROUNDS: Final = 3
 

@@ -5,13 +5,16 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bdr.errors import Corrupt, FileNotFound, InstanceClosed, InvalidArgument, OperationError, StorageMismatch
+from bdr.errors import Corrupt, FileNotFound, InstanceClosed, InvalidArgument, IoError, OperationError, StorageMismatch
 from bdr.settings import BinaryStorageConfig
 from bdr.storage import OpenDalStorage, StorageMarker, StoredObject
+from bdr.storage.files import LARGEST_PART
 from tests.fixtures.storages import MakeStorageConfig
 from tests.storage.conftest import MakeStorage, OpenStorage
 
@@ -45,14 +48,43 @@ async def test_a_file_system_that_takes_and_gives_in_parts_is_asked_for_the_rest
     make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = await make_storage("fs")
-    write, read = os.write, os.read
+    write, pread = os.write, os.pread
+    offsets = set[int]()
+
+    def given(descriptor: int, size: int, offset: int) -> bytes:
+        offsets.add(offset)
+        return pread(descriptor, min(size, 1000), offset)
+
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1000]))
-        patched.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
+        patched.setattr(os, "pread", given)
         stored = await storage.store("ab/object", content(4096))
         assert await storage.retrieve("ab/object") == content(4096)
+        assert await storage.retrieve_range("ab/object", 5, 2500) == content(4096)[5:2505]
+        with pytest.raises(Corrupt):
+            await storage.retrieve_range("ab/object", 3000, 2500)
+    assert {0, 1000, 5, 1005, 2005, 3000, 4000} <= offsets
     assert stored == described(content(4096))
     assert await storage._operator.read("ab/object") == content(4096)
+
+
+@pytest.mark.parametrize("length", [LARGEST_PART, LARGEST_PART + 1])
+async def test_a_long_part_is_the_same_whoever_reads_it(make_storage: MakeStorage, length: int) -> None:
+    storage = await make_storage("fs")
+    await storage.store("ab/object", content(LARGEST_PART + 17))
+    assert await storage.retrieve_range("ab/object", 3, length) == content(LARGEST_PART + 17)[3 : 3 + length]
+    with pytest.raises(Corrupt):
+        await storage.retrieve_range("ab/object", 18, length)
+
+
+async def test_what_is_no_file_keeps_nobody_waiting(make_storage: MakeStorage, tmp_path: Path) -> None:
+    storage = await make_storage("fs", root=str(tmp_path))
+    (tmp_path / "ab").mkdir()
+    os.mkfifo(tmp_path / "ab/pipe")
+    for read in (partial(storage.retrieve, "ab/pipe"), partial(storage.retrieve_range, "ab/pipe", 0, 5)):
+        async with asyncio.timeout(10):
+            with pytest.raises(IoError):
+                await read()
 
 
 @pytest.mark.parametrize("size", SIZES)
