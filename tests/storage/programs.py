@@ -55,7 +55,7 @@ async def main():
     await storage.close()
 asyncio.run(main())
 """
-# A mount whose server has gone silent: whoever asks it for a folder never comes back.
+# A mount whose server has gone silent: whoever asks it for a folder, or for bytes, never comes back.
 SILENT = """
 import threading
 from bdr.errors import StorageUnavailable
@@ -68,7 +68,7 @@ def open_file(path, flags, *more, **named):
         silent.wait()
     return opened(path, flags, *more, **named)
 
-def scan(path):
+def hang(*given):
     silent.wait()
 
 async def chunks():
@@ -77,11 +77,14 @@ async def chunks():
 async def main():
     given = {"storage_type": "fs", "timeout": "1s", "io_timeout": "1s"}
     storage = await open_storage(BinaryStorageConfig(root=sys.argv[1], **given), name="main")
-    os.open, os.scandir = open_file, scan
+    await storage.store("ab/there", b"there")
+    os.open, os.scandir, os.pread = open_file, hang, hang
     for call in (
         storage.store("ab/one", b"data"),
         storage.store_stream("ab/many", chunks()),
         storage.delete("ab/one"),
+        storage.retrieve("ab/there"),
+        storage.retrieve_range("ab/there", 1, 3),
         anext(aiter(storage.list_objects())),
         open_storage(BinaryStorageConfig(root=sys.argv[2], **given), name="other"),
     ):

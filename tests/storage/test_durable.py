@@ -109,10 +109,10 @@ async def test_a_mount_that_falls_silent_keeps_nobody_waiting_and_no_process_fro
     assert errors.startswith("a failed upload to ab/many")
     assert errors.endswith("is not undone yet: the storage did not do it in 0:00:01\n")
     *refused, hanging = output.splitlines()
-    assert len(refused) == 5
+    assert len(refused) == 7
     assert all("(check that it" in line for line in refused), output
-    # The syncs of a storage share one; a small file, a listing and an opening have one each.
-    assert hanging == "4"
+    # The syncs of a storage share one; a small file, two reads, a listing and an opening have one each.
+    assert hanging == "6"
 
 
 async def test_a_failed_sync_fails_those_whose_folder_it_was(tmp_path: Path) -> None:
