@@ -79,11 +79,8 @@ class Ask(Generic[Item, Answer]):
             return await self._answer
         except asyncio.CancelledError as cancelled:
             if self.sent and self.key:
-                raise self._unknown() from cancelled
+                raise OutcomeUnknown([self.key], self._what) from cancelled
             raise
-
-    def _unknown(self) -> OutcomeUnknown:
-        return OutcomeUnknown([self.key] if self.key else [], self._what)
 
 
 class Groups(Generic[Item, Answer]):
@@ -176,25 +173,19 @@ class Groups(Generic[Item, Answer]):
 
     def _next(self) -> list[Ask[Item, Answer]]:
         """What goes now; beside another group only if there is enough for it, and no more than makes them equal."""
-        free = self._gathered
-        if self._keys:
-            free = [ask for ask in self._gathered if ask.key not in self._keys]
+        free = [ask for ask in self._gathered if ask.key not in self._keys]
         if self._under_way and len(free) < WORTH:
             # It goes after that group.
             return []
-        number = self._share(free)
-        group, left = free[:number], free[number:]
-        self._gathered = left if free is self._gathered else self._without(group)
+        group = free[: self._share(free)]
+        # In the order in which they came: who is passed by because of others' keys would else fall behind each time.
+        taken = set(map(id, group))
+        self._gathered = [ask for ask in self._gathered if id(ask) not in taken]
         keys = _keys(group)
-        self._free = sum(ask.key not in keys for ask in left)
+        self._free = sum(ask.key not in keys for ask in free[len(group) :])
         if self._is_worth_another():
             self._send_another()
         return group
-
-    def _without(self, group: Sequence[Ask[Item, Answer]]) -> list[Ask[Item, Answer]]:
-        # In the order in which they came: who is passed by because of others' keys would else fall behind each time.
-        taken = set(map(id, group))
-        return [ask for ask in self._gathered if id(ask) not in taken]
 
     def _share(self, free: Sequence[Ask[Item, Answer]]) -> int:
         if self._at_once == 1:

@@ -50,23 +50,23 @@ class SmallFiles:
             ConditionNotMatch: there is one, told as OpenDAL does.
             OSError: what the operating system said.
         """
-        return await self._in_thread(partial(self._write, path, data, folders))
+        return await self._in_time(self._threads, partial(self._write, path, data, folders))
 
     async def read(self, path: str) -> bytes | None:
         """The whole file; None when it is too large for this. OSError."""
-        return await self._in_thread(partial(self._read, path))
+        return await self._in_time(self._threads, partial(self._read, path))
 
     async def read_part(self, path: str, offset: int, length: int) -> bytes:
         """So many bytes from `offset`, at most 4 MiB; fewer where the file ends before. OSError."""
-        return await in_time(self._patience, self._for_parts.run(partial(self._read_part, path, offset, length)))
+        return await self._in_time(self._for_parts, partial(self._read_part, path, offset, length))
 
     def close(self) -> None:
         """End the threads as soon as they have done what they were given."""
         self._threads.close()
         self._for_parts.close()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await in_time(self._patience, self._threads.run(work))
+    async def _in_time(self, threads: DaemonThreads, work: Callable[[], T]) -> T:
+        return await in_time(self._patience, threads.run(work))
 
     def _write(self, path: str, data: bytes, folders: DirectorySync) -> bytes:
         descriptor = self._new(path, folders)

@@ -106,3 +106,4 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends_not_all_the_t
         await until(over)
     beats = [record for record in caplog.records if record.name == "bdr.manager.background"]
     assert [record.levelname for record in beats] == ["WARNING", "INFO"]
+    assert "The catalog took it after" in beats[1].getMessage()
