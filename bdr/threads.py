@@ -1,11 +1,13 @@
 """Reading and writing that may never return, without keeping the process from ending."""
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from bdr.errors import IoError
@@ -13,8 +15,18 @@ from bdr.errors import IoError
 T = TypeVar("T")
 
 
+# Seconds for which a thread that has nothing to do waits for more; to start one costs more than most of what it does.
+_SPARE_FOR = 10.0
+
+_Tell = Callable[[], None]
+_Jobs = SimpleQueue[Callable[[], _Tell]]
+# Where those that wait get what they are given, one thread each. None of them is there after a fork.
+_spare: list[_Jobs] = []
+os.register_at_fork(after_in_child=_spare.clear)
+
+
 async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """What `work` gives, done in a thread of its own.
+    """What `work` gives, done in a thread that does nothing else meanwhile.
 
     `asyncio.to_thread` would not do: the event loop waits for its threads, and a read from a terminal or a write into
     a pipe that nobody empties never ends. `work` must not use Python's own buffers of the standard streams, whose locks
@@ -26,19 +38,51 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def run() -> None:
+    def run() -> _Tell:
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001 - handed to who waits, whatever it is
-            _call(loop, done, done.set_exception, error)
-        else:
-            _call(loop, done, done.set_result, result)
+            return partial(_call, loop, done, done.set_exception, error)
+        return partial(_call, loop, done, done.set_result, result)
 
-    try:
-        threading.Thread(target=run, daemon=True).start()
-    except RuntimeError as error:
-        raise _no_thread(error) from error
+    _hand_over(run)
     return await done
+
+
+def _hand_over(run: Callable[[], _Tell]) -> None:
+    try:
+        jobs = _spare.pop()
+    except IndexError:
+        jobs = SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(jobs,), daemon=True).start()
+        except RuntimeError as error:
+            raise _no_thread(error) from error
+    jobs.put(run)
+
+
+def _serve(jobs: _Jobs) -> None:
+    """Do what comes, until nothing has come for a while.
+
+    Between a thread that ends and who has something for it: whoever takes `jobs` from the list first. The thread, and
+    nobody can give it anything any more; the other, and the thread waits for what is about to come.
+    """
+    while True:
+        try:
+            run = jobs.get(timeout=_SPARE_FOR)
+        except Empty:
+            try:
+                _spare.remove(jobs)
+            except ValueError:
+                run = jobs.get()
+            else:
+                return
+        tell = run()
+        del run
+        # Before it tells: who hears of it may have more at once.
+        _spare.append(jobs)
+        tell()
+        del tell
 
 
 def _no_thread(error: RuntimeError) -> IoError:

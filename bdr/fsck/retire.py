@@ -1,22 +1,20 @@
 """Blobs whose bytes are lost, or that nobody needs: their references go, and they are live no more."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import inventory, operation
+from bdr.catalog import deleted, inventory
 from bdr.catalog.base import AnyRow
 from bdr.catalog.inventory import Owner
-from bdr.catalog.operation import Record
 from bdr.errors import Busy
 from bdr.fsck.findings import Finding, FindingKind
 from bdr.fsck.outcome import Outcome, Result, all_ended
 from bdr.fsck.part import verdicts
 from bdr.fsck.probe import Probe
-from bdr.keys import new_id
 from bdr.manager.engine import Engine
-from bdr.progress import OperationStatus
 
 # What is left of their bytes is kept for a person; the others are deleted like every blob that nobody refers to.
 _KEPT = {FindingKind.TRUNCATED, FindingKind.CORRUPT}
@@ -93,13 +91,14 @@ async def _retired_together(
     why = f"fsck found it {kind}; its references were deleted, its bytes are kept" if kind in _KEPT else None
 
     async def work(own: AsyncConnection) -> tuple[Sequence[AnyRow], set[object]]:
-        deleted, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
-        unreferenced.update(row.blob_id for row in deleted)
+        gone, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
+        unreferenced.update(row.blob_id for row in gone)
         # fail point: repair.retired
-        await operation.write_ended(own, [_record(engine, kind, row) for row in deleted])
-        return deleted, set(turned)
+        detail = json.dumps({"rule": "fsck", "finding": str(kind)})
+        await deleted.write(own, "fsck", engine.instance_id, gone, [detail] * len(gone))
+        return gone, set(turned)
 
-    deleted, turned = await engine.database.transaction(
+    gone, turned = await engine.database.transaction(
         work, keys=[], what="Repairing", ended=lambda: engine.forget(unreferenced)
     )
     # fail point: repair.committed
@@ -109,18 +108,4 @@ async def _retired_together(
         else Outcome(one, Result.SKIPPED, "it was deleted, or referred to anew, meanwhile")
         for one in findings
     ]
-    return outcomes, len(deleted)
-
-
-def _record(engine: Engine, kind: FindingKind, row: AnyRow) -> Record:
-    return Record(
-        operation_id=new_id(),
-        operation_type="fsck",
-        instance_id=engine.instance_id,
-        status=OperationStatus.SUCCEEDED,
-        file_key=row.file_key,
-        namespace=row.namespace,
-        total_bytes=row.file_size,
-        processed_bytes=row.file_size,
-        detail={"rule": "fsck", "finding": str(kind)},
-    )
+    return outcomes, len(gone)

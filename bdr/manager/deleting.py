@@ -29,6 +29,9 @@ class _Removed:
     claimed: ClaimedBlob | None = None
 
 
+# Seconds: no longer does a group wait for the sweep of the one before, whose callers may ask again.
+_GATHERED_FOR: Final = 0.05
+
 _MISSING: Final = _Removed(Deletion.MISSING)
 
 _Ask = Ask[str, _Removed]
@@ -50,7 +53,7 @@ class Deleting:
     async def delete(self, key: str, terms: Terms) -> Deletion:
         """Delete a reference, then its object if nobody else refers to it; as `delete_references` for one key."""
         if terms not in self._removing:
-            self._removing[terms] = _Removing(self._engine, terms, self._places, self._patience)
+            self._removing[terms] = _Removing(self._engine, terms, self._places, self._patience, self.sweeping)
         removed = await self._removing[terms].remove(key)
         if removed.claimed is not None:
             try:
@@ -82,16 +85,19 @@ class _Removing:
     more than what is not there. Either goes in a lane of its own, where it waits for the lock as one who is alone does.
     """
 
-    def __init__(self, engine: Engine, terms: Terms, places: asyncio.Semaphore, patience: timedelta) -> None:
+    def __init__(
+        self, engine: Engine, terms: Terms, places: asyncio.Semaphore, patience: timedelta, sweeping: Sweeping
+    ) -> None:
         self._engine = engine
         self._terms = terms
+        self._sweeping = sweeping
         self._groups: Groups[str, _Removed] = Groups(self._commit)
         self._lanes = Lanes(self._groups, self._wait_and_commit, places, patience)
 
     async def remove(self, key: str) -> _Removed:
         """Errors: OutcomeUnknown when the answer was lost, or the caller cancelled while it was under way."""
         ask: _Ask = Ask(key, key, self._terms.what)
-        self._lanes.add(ask)
+        self._lanes.add_to_group(ask)
         return await ask.answered()
 
     async def close(self) -> None:
@@ -99,6 +105,9 @@ class _Removing:
         await self._groups.close()
 
     async def _commit(self, asks: list[_Ask]) -> None:
+        if len(asks) == 1:
+            self._lanes.open(self._lanes.by_key(asks))
+            return
         try:
             removal = await self._remove(asks, skip_locked=True)
         except BinaryStorageError as error:
@@ -111,6 +120,9 @@ class _Removing:
         left = [ask for ask in asks if removal.verdicts[ask.item] is Deletion.MISSING]
         _answer([ask for ask in asks if removal.verdicts[ask.item] is not Deletion.MISSING], removal)
         self._lanes.open(self._lanes.by_key(left))
+        # Those who were answered hand over their objects in the next turn.
+        await asyncio.sleep(0)
+        await self._sweeping.ended(_GATHERED_FOR)
 
     async def _wait_and_commit(self, _key: str, asks: list[_Ask]) -> None:
         try:

@@ -5,27 +5,25 @@ the row is still there as `deleting` and a reaper does the rest. Every step may 
 """
 
 import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import holder, instance, operation, reference
+from bdr.catalog import deleted, holder, instance, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.blob import ClaimedBlob
 from bdr.catalog.count import Counted
 from bdr.catalog.database import Database
-from bdr.catalog.operation import Record
 from bdr.catalog.reference import DeletedReference
 from bdr.errors import BinaryStorageError, OutcomeUnknown, Pinned
-from bdr.keys import new_id
 from bdr.manager.engine import Engine
 from bdr.manager.sweep import sweep_or_leave
-from bdr.progress import OperationStatus
 
 logger = logging.getLogger(__name__)
 
@@ -85,22 +83,6 @@ def judge(row: AnyRow | None, *, whatever_the_count: bool, force: bool) -> Delet
 def pinned(key: str) -> Pinned:
     """The error for a delete of what is pinned."""
     return Pinned(f"The reference {key!r} is pinned; deleting it needs force=True.")
-
-
-def _record(
-    instance_id: uuid.UUID, operation_type: str, row: AnyRow | DeletedReference, detail: dict[str, Any]
-) -> Record:
-    return Record(
-        operation_id=new_id(),
-        operation_type=operation_type,
-        instance_id=instance_id,
-        status=OperationStatus.SUCCEEDED,
-        file_key=row.file_key,
-        namespace=row.namespace,
-        total_bytes=row.file_size,
-        processed_bytes=row.file_size,
-        detail=detail,
-    )
 
 
 async def delete_references(
@@ -191,9 +173,8 @@ async def _judged(
 
 
 async def _write_down(own: AsyncConnection, engine: Engine, terms: Terms, doomed: Sequence[AnyRow]) -> None:
-    detail = {"forced": True} if terms.force else {}
-    records = [_record(engine.instance_id, terms.operation_type, row, detail) for row in doomed]
-    await operation.write_ended(own, records)
+    detail = json.dumps({"forced": True} if terms.force else {})
+    await deleted.write(own, terms.operation_type, engine.instance_id, doomed, [detail] * len(doomed))
 
 
 async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
@@ -232,8 +213,9 @@ async def write_reaped(
     connection: AsyncConnection, instance_id: uuid.UUID, references: Sequence[DeletedReference]
 ) -> None:
     """Write a record for each reference that was reaped, with the rule by which it was."""
-    records = [_record(instance_id, "reap", one, {"rule": one.rule}) for one in references]
-    await operation.write_ended(connection, records)
+    by_rule = {rule: json.dumps({"rule": rule}) for rule in {one.rule for one in references}}
+    details = [by_rule[one.rule] for one in references]
+    await deleted.write(connection, "reap", instance_id, references, details)
 
 
 async def forget_memory(database: Database, storage_name: str, *, batch: int, instance_id: uuid.UUID) -> int:

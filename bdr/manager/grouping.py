@@ -129,6 +129,11 @@ class Groups(Generic[Item, Answer]):
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
+    async def sent(self, seconds: float) -> None:
+        """Wait until everything that was gathered has been sent and answered, at most for so long."""
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=seconds)
+
     async def close(self) -> None:
         """Wait until everything that was gathered has been sent, and what is done beside is done."""
         while self._sending:

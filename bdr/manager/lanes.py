@@ -42,6 +42,13 @@ class Lanes(Generic[Item, Answer]):
         # Asks that wait for the one that is under way.
         self._waiting: dict[str, list[Ask[Item, Answer]]] = {}
 
+    def add_to_group(self, ask: Ask[Item, Answer]) -> None:
+        """As `add`, but with those who ask in the same turn of the event loop; for what costs more than such a turn."""
+        if ask.key in self._waiting:
+            self._waiting[ask.key].append(ask)
+        else:
+            self._groups.add(ask)
+
     def add(self, ask: Ask[Item, Answer]) -> None:
         """Let it go with the next group, or behind what its reference's lane holds."""
         key = ask.key

@@ -72,12 +72,13 @@ class Locations:
 
     def drop(self, blob_ids: Iterable[uuid.UUID]) -> None:
         """These blobs have lost a reference: ask anew for all that refers to them."""
+        self._drops += 1
         for blob_id in blob_ids:
-            self._drops += 1
             self._dropped[blob_id] = self._drops
             self._dropped.move_to_end(blob_id)
-            for key in self._keys.pop(blob_id, ()):
-                del self._entries[key]
+            if blob_id in self._keys:
+                for key in self._keys.pop(blob_id):
+                    del self._entries[key]
         while len(self._dropped) > _REMEMBERED:
             _, self._floor = self._dropped.popitem(last=False)
 

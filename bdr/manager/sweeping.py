@@ -61,6 +61,12 @@ class Sweeping:
             self._break_off_unwanted(name)
             raise
 
+    async def ended(self, seconds: float) -> None:
+        """Wait until all that was handed over was dealt with, at most for so long."""
+        async with asyncio.TaskGroup() as storages:
+            for groups in self._groups.values():
+                storages.create_task(groups.sent(seconds))
+
     async def close(self) -> None:
         """Wait until everything that was handed over was dealt with."""
         for groups in self._groups.values():

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
 # Of each storage: one whose objects are being deleted, and one for which the catalog is asked.
-_LANES = 2
+_LANES = 3
 
 Stopping = Callable[[], bool]
 

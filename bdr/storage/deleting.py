@@ -6,6 +6,7 @@ be told, for the object's row goes next, and one sync an object costs more than 
 
 import asyncio
 import errno
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -18,6 +19,9 @@ from bdr.settings.values import format_duration
 from bdr.storage.calls import Calls
 from bdr.storage.durable import DirectorySync
 from bdr.threads import in_daemon_thread
+
+# Where the disk is near, one more costs the others more than it spares for fewer.
+_WORTH_A_THREAD = 8
 
 # By path: None where it is gone, else why it may not be. A path that was not begun is left out.
 Outcomes = dict[str, BinaryStorageError | None]
@@ -93,13 +97,15 @@ class FileDeletes:
         Left out are also paths that are gone, but not durably: they are deleted once more, and found gone.
         """
         # In the order of their folders, each of which lets one thread at a time change it.
-        self._queue = iter(sorted(paths))
+        in_order = sorted(paths)
+        self._queue = iter(in_order)
+        threads = min(concurrency, math.ceil(len(in_order) / _WORTH_A_THREAD))
         if not await self._has_turn():
             return {}
         try:
             self._calls.check()
             async with self._calls.slots:
-                outcomes = await self._by_threads(concurrency)
+                outcomes = await self._by_threads(threads)
         finally:
             self._calls.batches.release()
         if self._is_late() or any(isinstance(error, StorageUnavailable) for error in outcomes.values()):
@@ -122,11 +128,13 @@ class FileDeletes:
         return {path: self._error("delete", path, silence) for path in list(self._busy.values())}
 
     async def _settled(self, threads: int) -> Outcomes:
-        parents = {path: (self._root / path).parent for path in self._deleted}
-        synced = await self._folders.removed_from(set(parents.values()), threads=threads)
+        # A Path for each folder only: one costs more than all else that is done for an object here.
+        names = {path: path.rpartition("/")[0] for path in self._deleted}
+        folders = {name: self._root / name for name in set(names.values())}
+        synced = await self._folders.removed_from(folders.values(), threads=threads)
         outcomes: Outcomes = {}
-        for path, folder in parents.items():
-            error = synced[folder]
+        for path, name in names.items():
+            error = synced[folders[name]]
             outcomes[path] = None if error is None else self._error("sync the folder of", path, error)
         return outcomes
 

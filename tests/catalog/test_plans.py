@@ -17,13 +17,25 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
-from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, publication, reference, storage
+from bdr.catalog import (
+    blob,
+    clock,
+    count,
+    deleted,
+    expiry,
+    holder,
+    instance,
+    operation,
+    publication,
+    reference,
+    storage,
+)
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.count import Change
 from bdr.catalog.operation import Record
 from bdr.catalog.prepared import Prepared
 from bdr.catalog.publication import Publication
-from bdr.catalog.reference import Reference
+from bdr.catalog.reference import DeletedReference, Reference
 from tests.catalog import filled
 from tests.catalog.plans import MODES, Plan, Sent, plan_of, sent_by
 from tests.fixtures.postgres import PostgresServer
@@ -170,6 +182,7 @@ async def remove(connection: AsyncConnection) -> None:
     await reference.remove(connection, list(locked.values()), LEASE)
 
 
+GONE: Final = DeletedReference(filled.file_key(1), filled.blob(1), "default", 1000, "max_retention")
 PENDING_ID: Final = filled.blob(filled.LIVE + 1)
 EXPIRED: Final = {
     "CLAIM_EXPIRED": {REFERENCE_EXPIRY, BLOB_KEY},
@@ -329,6 +342,12 @@ GUARDS: Final = [
         "write_ended", lambda own: operation.write_ended(own, [record("succeeded")]), {"WRITE_ENDED": set()}, items=1
     ),
     Guard(
+        "write_deleted",
+        lambda own: deleted.write(own, "reap", filled.instance(1), [GONE], ["{}"]),
+        {"WRITE_DELETED": set()},
+        items=1,
+    ),
+    Guard(
         "write_running",
         lambda own: operation.write_running(own, [record("running")]),
         {"WRITE_RUNNING": set()},
@@ -382,7 +401,7 @@ GUARDS: Final = [
 
 def constants() -> dict[int, str]:
     """The name of each statement that stands in a module, by its identity."""
-    modules = (storage, blob, reference, expiry, count, holder, operation, instance, clock)
+    modules = (storage, blob, reference, expiry, count, holder, operation, deleted, instance, clock)
     found = (item for module in modules for item in vars(module).items())
     return {id(value): name for name, value in found if isinstance(value, SelectBase | UpdateBase)}
 

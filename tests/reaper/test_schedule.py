@@ -198,7 +198,7 @@ async def test_a_pass_under_way_ends_after_its_batch(
     connect: Connect, schedule_of: MakeSchedule, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     binary = await connect(reaper=ReaperConfig(batch_size=3))
-    await expired(binary, 9)
+    await expired(binary, 12)
     held = HeldDelete(monkeypatch)
     reports: list[ReapReport] = []
 
@@ -215,7 +215,7 @@ async def test_a_pass_under_way_ends_after_its_batch(
     held.go_on.set()
     await stopping
     assert has_stopped(schedule)
-    assert [(report.references, report.blobs) for report in reports] == [(6, 6)]
+    assert [(report.references, report.blobs) for report in reports] == [(9, 9)]
     assert await blob_states(binary) == ["live"] * 3
     assert troubles(caplog) == []
     assert (await binary.reap()).blobs == 3

@@ -58,6 +58,7 @@ asyncio.run(main())
 # A mount whose server has gone silent: whoever asks it for a folder, or for bytes, never comes back.
 SILENT = """
 import threading
+from bdr import threads
 from bdr.errors import StorageUnavailable
 
 silent = threading.Event()
@@ -93,6 +94,6 @@ async def main():
         except StorageUnavailable as error:
             print(error)
     await storage.close()
-    print(sum(thread.daemon for thread in threading.enumerate()))
+    print(sum(thread.daemon for thread in threading.enumerate()) - len(threads._spare))
 asyncio.run(main())
 """

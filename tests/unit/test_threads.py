@@ -1,4 +1,4 @@
-"""Threads that are kept for much that is short: bounded, in order, and nobody's who has gone."""
+"""Threads of their own, used again; and those kept for much that is short: bounded, in order, nobody's who has gone."""
 
 import asyncio
 import threading
@@ -9,7 +9,15 @@ from operator import floordiv
 
 import pytest
 
-from bdr.threads import DaemonThreads
+from bdr import threads as module
+from bdr.threads import DaemonThreads, in_daemon_thread
+
+
+@pytest.fixture
+def spare(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Those that wait for more to do, of which there are none at first."""
+    monkeypatch.setattr(module, "_spare", [])
+    return module._spare  # type: ignore[return-value]
 
 
 def waiting(event: threading.Event) -> threading.Thread:
@@ -129,3 +137,50 @@ async def test_a_thread_that_has_nothing_to_do_keeps_nothing() -> None:
     while kept() is not None:
         assert time.monotonic() < deadline
     threads.close()
+
+
+async def test_a_thread_that_has_ended_what_it_did_is_used_again(spare: list[object]) -> None:
+    assert len({await in_daemon_thread(threading.current_thread) for _ in range(20)}) == 1
+    with pytest.raises(ZeroDivisionError):
+        await in_daemon_thread(partial(floordiv, 1, 0))
+    assert len(spare) == 1
+
+
+async def test_who_hangs_in_a_thread_keeps_nobody_else_waiting(spare: list[object]) -> None:
+    go_on = threading.Event()
+    hanging = [asyncio.create_task(in_daemon_thread(lambda: waiting(go_on))) for _ in range(3)]
+    await asyncio.sleep(0)
+    other = await in_daemon_thread(threading.current_thread)
+    go_on.set()
+    assert other not in {*await asyncio.gather(*hanging)}
+    assert len(spare) == 4
+
+
+async def test_what_comes_as_a_thread_gives_up_waiting_is_done(
+    spare: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SPARE_FOR", 0.001)
+    used: set[threading.Thread] = set()
+    async with asyncio.timeout(60):
+        for number in range(300):
+            used.add(await in_daemon_thread(threading.current_thread))
+            # Up to twice as long as a thread waits.
+            await asyncio.sleep(number % 20 / 10_000)
+    assert len(used) > 1, "none has ended"
+    for one in used:
+        await asyncio.to_thread(one.join, 20)
+    assert spare == []
+
+
+async def test_a_thread_that_waits_for_more_keeps_nothing_of_what_it_did(spare: list[object]) -> None:
+    class Data:
+        pass
+
+    given = Data()
+    kept = weakref.ref(given)
+    assert await in_daemon_thread(partial(id, given)) == id(given)
+    del given
+    deadline = time.monotonic() + 20
+    while kept() is not None:
+        assert time.monotonic() < deadline
+    assert len(spare) == 1
