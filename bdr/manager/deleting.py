@@ -105,7 +105,8 @@ class _Removing:
         await self._groups.close()
 
     async def _commit(self, asks: list[_Ask]) -> None:
-        if len(asks) == 1:
+        if len(asks) == 1 and not self._lanes.is_open:
+            # It is alone: in its lane it needs no second transaction to find that it is missing.
             self._lanes.open(self._lanes.by_key(asks))
             return
         try:

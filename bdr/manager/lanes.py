@@ -42,6 +42,14 @@ class Lanes(Generic[Item, Answer]):
         # Asks that wait for the one that is under way.
         self._waiting: dict[str, list[Ask[Item, Answer]]] = {}
 
+    def add(self, ask: Ask[Item, Answer]) -> None:
+        """Let it go with the next group, or behind what its reference's lane holds."""
+        if not self._waiting and not self._groups.is_sending:
+            # Who is alone needs no group: the statements for one cost least.
+            self.open({ask.key: [ask]})
+        else:
+            self.add_to_group(ask)
+
     def add_to_group(self, ask: Ask[Item, Answer]) -> None:
         """As `add`, but with those who ask in the same turn of the event loop; for what costs more than such a turn."""
         if ask.key in self._waiting:
@@ -49,16 +57,10 @@ class Lanes(Generic[Item, Answer]):
         else:
             self._groups.add(ask)
 
-    def add(self, ask: Ask[Item, Answer]) -> None:
-        """Let it go with the next group, or behind what its reference's lane holds."""
-        key = ask.key
-        if key in self._waiting:
-            self._waiting[key].append(ask)
-        elif self._waiting or self._groups.is_sending:
-            self._groups.add(ask)
-        else:
-            # Who is alone needs no group: the statements for one cost least.
-            self.open({key: [ask]})
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is done beside the groups."""
+        return bool(self._waiting)
 
     def by_key(self, asks: Sequence[Ask[Item, Answer]]) -> dict[str, list[Ask[Item, Answer]]]:
         """The asks for each reference, in their order."""

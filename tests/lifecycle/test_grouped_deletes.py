@@ -22,6 +22,7 @@ from bdr import (
 )
 from bdr.errors import OutcomeUnknown
 from bdr.manager import clock
+from bdr.manager import deleting as deleting_module
 from bdr.manager.deletion import Terms
 from tests.fixtures.engines import Connect
 from tests.guarantees import objects_in, violations
@@ -393,6 +394,52 @@ async def test_deletes_at_once_share_a_sweep(binary: Binary, database_url: str) 
     assert len(sent) == 1
     assert await blob_states(binary) == []
     assert await objects_in(binary.engine.storage("main")) == set()
+
+
+async def test_a_group_waits_for_the_sweep_before_it_and_goes_with_those_whom_that_sets_free(
+    binary: Binary, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    first, second, *others = await stored(binary, 6)
+    sent = statements_of(binary, REMOVE)
+
+    async def again(key: str) -> None:
+        await binary.delete_data(key)
+        await binary.delete_data(others.pop())
+
+    async with gate_at_finish(database_url) as gate:
+        tasks = [asyncio.create_task(again(key)) for key in (first, second)]
+        await gate.reached()
+        assert len(sent) == 1
+        tasks += deleting(binary, others.pop(), others.pop())
+        await until_gathered(binary, 2)
+        await gate.open()
+        await asyncio.gather(*tasks)
+    assert len(sent) == 2
+    assert await blob_states(binary) == []
+
+
+async def test_a_group_waits_no_longer_than_a_moment_for_a_sweep(
+    binary: Binary, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 0.01)
+    keys = await stored(binary, 4)
+    async with gate_at_finish(database_url) as gate:
+        tasks = deleting(binary, *keys[:2])
+        await gate.reached()
+        tasks += deleting(binary, *keys[2:])
+        await until_waiting_for_a_sweep(binary, 2)
+        assert await keys_of(binary) == set()
+        await gate.open()
+        await asyncio.gather(*tasks)
+
+
+async def test_those_who_delete_in_the_same_turn_are_one_group_from_the_beginning(binary: Binary) -> None:
+    keys = await stored(binary, 10)
+    sent, finished = statements_of(binary, REMOVE), statements_of(binary, FINISH)
+    await asyncio.gather(*deleting(binary, *keys))
+    assert (len(sent), len(finished)) == (1, 1)
+    assert await blob_states(binary) == []
 
 
 async def test_a_caller_that_is_cancelled_takes_the_sweep_away_from_nobody(binary: Binary, database_url: str) -> None:
