@@ -1,8 +1,9 @@
 """Deleting in groups: single deletes of one engine, for callers that bring no transaction of their own.
 
 The references of a group go in one transaction, which waits for no reference; then each caller's object goes with those
-of others (`sweeping`), while the transaction of the next group is under way. Each caller gets the answer that it would
-have got alone, at its place in the order in which they came.
+of others (`sweeping`). The next group waits for that sweep, though no longer than a moment: whom it sets free may ask
+again, and two groups that take turns cost nearly twice what one does. Each caller gets the answer that it would have
+got alone, at its place in the order in which they came.
 """
 
 import asyncio

@@ -67,7 +67,8 @@ async def _compare(
         f"{CALLERS} callers each": partial(rate, ENGINES, CALLERS),
         f"one engine with {CALLERS} callers": partial(rate, 1, CALLERS),
     }
-    rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides)
+    # Processes of their own, which have worked for a moment before they are measured.
+    rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides, warm=True)
     *four, one = rates
     return [
         Comparison("engines", f"{work}: {ENGINES} engines, {side}", one, "/s", at_least(1), rates[side], rates[one])

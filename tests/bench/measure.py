@@ -80,9 +80,11 @@ async def run_all(items: Iterable[T], callers: int, call: Callable[[T], Awaitabl
     return Run(latencies, time.perf_counter() - began)
 
 
-async def alternating(rounds: int, sides: Mapping[str, Callable[[], Awaitable[T]]]) -> dict[str, list[T]]:
-    """Each side once a round, in their order; before that each once for nothing, so that both are warm."""
-    for measure in sides.values():
+async def alternating(
+    rounds: int, sides: Mapping[str, Callable[[], Awaitable[T]]], *, warm: bool = False
+) -> dict[str, list[T]]:
+    """Each side once a round, in their order; unless they are `warm`, before that each once for nothing."""
+    for measure in [] if warm else sides.values():
         await measure()
     found: dict[str, list[T]] = {name: [] for name in sides}
     for _ in range(rounds):
