@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
-# Of each storage: one whose objects are being deleted, and one for which the catalog is asked.
+# Of each storage: two whose objects are being deleted, and one for which the catalog is asked.
 _LANES = 3
 
 Stopping = Callable[[], bool]
@@ -144,9 +144,10 @@ class _Pass:
         # While the objects of one batch are deleted the catalog is busy with another, and no transaction is open
         # meanwhile. The lanes meet as two reapers do: what one has claimed the other skips. One that fails lets the
         # other end.
-        lanes = min(_LANES, self._settings.concurrency)
-        concurrency = self._settings.concurrency // lanes
-        ended = await asyncio.gather(*(self._lane(name, concurrency) for _ in range(lanes)), return_exceptions=True)
+        at_once = self._settings.concurrency
+        lanes = min(_LANES, at_once)
+        shares = [(at_once + lane) // lanes for lane in range(lanes)]
+        ended = await asyncio.gather(*(self._lane(name, share) for share in shares), return_exceptions=True)
         for failure in ended:
             if failure is not None:
                 raise failure

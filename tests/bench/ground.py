@@ -77,18 +77,18 @@ FULL: Final = Sizes(
 )
 QUICK: Final = Sizes(
     rounds=2,
-    seconds=0.5,
+    seconds=0.4,
     references=10_000,
     files=1_000,
     stream=128 * MIB,
     expired=2_000,
-    slow=1_000,
+    slow=640,
     items=100,
     catalogs=(10_000, 100_000),
     reaped=1_000,
     sized=5_000,
     callers=(1, 64),
-    glance=0.3,
+    glance=0.2,
 )
 
 
