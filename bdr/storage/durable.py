@@ -69,7 +69,13 @@ class DirectorySync:
         Raises:
             OSError: FileNotFoundError when a folder is not there; ENODEV when the marker is gone; ETIMEDOUT.
         """
-        chain = self._folders_of(path)
+        await self._sync(self._folders_of(path))
+
+    async def sync_removed(self, path: str) -> None:
+        """As `sync`, for who has deleted the object there: the folders above its own hold what they held before."""
+        await self._sync(self._folders_of(path)[:1])
+
+    async def _sync(self, chain: list[Path]) -> None:
         self._due.update(chain)
         if self._next is None:
             self._next = asyncio.create_task(self._round(self._running))

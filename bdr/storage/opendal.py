@@ -148,9 +148,7 @@ class OpenDalStorage:
         """
         checked_path(path)
         await self._calls.retried("delete", path, lambda: self._operator.delete(path))
-        # The object's folder may never have been made.
-        with suppress(FileNotFound):
-            await self._settled(path)
+        await self._removed(path)
 
     async def delete_many(self, paths: Sequence[str], *, concurrency: int, patience: timedelta) -> Outcomes:
         """Delete objects, `concurrency` at once; gives back, by path, None where it is gone, else why it may not be.
@@ -296,8 +294,7 @@ class OpenDalStorage:
             # Another one, or a try whose answer was lost, has moved it.
             await self.get_metadata(target)
         await self._settled(target)
-        with suppress(FileNotFound):
-            await self._settled(path)
+        await self._removed(path)
 
     async def _copy(self, path: str, target: str) -> None:
         await self._calls.retried("copy", path, lambda: self._operator.copy(path, target))
@@ -306,6 +303,12 @@ class OpenDalStorage:
         if self._folders is not None:
             with self._translated("sync the folder of", path):
                 await self._folders.sync(path)
+
+    async def _removed(self, path: str) -> None:
+        if self._folders is not None:
+            # The object's folder may never have been made.
+            with suppress(FileNotFound), self._translated("sync the folder of", path):
+                await self._folders.sync_removed(path)
 
     async def _empty_range(self, path: str, offset: int) -> bytes:
         # OpenDAL answers an empty range without asking whether the object is there.
