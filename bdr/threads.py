@@ -1,6 +1,7 @@
 """Reading and writing that may never return, without keeping the process from ending."""
 
 import asyncio
+import logging
 import os
 import threading
 from collections import deque
@@ -11,6 +12,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from bdr.errors import IoError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -64,8 +67,9 @@ def _hand_over(run: Callable[[], _Tell]) -> None:
 def _serve(jobs: _Jobs) -> None:
     """Do what comes, until nothing has come for a while.
 
-    Between a thread that ends and who has something for it: whoever takes `jobs` from the list first. The thread, and
-    nobody can give it anything any more; the other, and the thread waits for what is about to come.
+    A thread that gives up waiting meets who has just chosen it; each takes `jobs` from the list in one step, and one of
+    them is first. If that is the thread, it ends, and the other finds another thread. If it is the other, the thread
+    finds that it is not on the list any more, and waits for what is about to come.
     """
     while True:
         try:
@@ -74,14 +78,17 @@ def _serve(jobs: _Jobs) -> None:
             try:
                 _spare.remove(jobs)
             except ValueError:
-                run = jobs.get()
-            else:
-                return
+                continue
+            return
         tell = run()
         del run
         # Before it tells: who hears of it may have more at once.
         _spare.append(jobs)
-        tell()
+        try:
+            tell()
+        except Exception:
+            # It is on the list, so it must live.
+            log.exception("What a thread has done could not be told to who waits for it.")
         del tell
 
 

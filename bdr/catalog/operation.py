@@ -38,6 +38,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from bdr.catalog.base import HOT_FILLFACTOR, AnyRow, Base, Moment, asked_for, in_order, storable
+from bdr.catalog.reference import DeletedReference
+from bdr.keys import new_id
 from bdr.progress import OperationStatus
 
 # What a file key is looked up for once its reference is gone, or before it is there.
@@ -170,6 +172,25 @@ WRITE_RUNNING = over_running(
         list(_STILL_RUNNING), select(*_STILL_RUNNING.values()).order_by(_GIVEN.c.operation_id)
     )
 )
+# Of references that were deleted: very many at once, and most of each record is the same for all of them.
+_DELETED = asked_for(
+    "deleted", operation_id=Uuid(), file_key=Text(), namespace=Text(), file_size=BigInteger(), detail=Text()
+)
+_DELETION: dict[str, Any] = {
+    "operation_id": _DELETED.c.operation_id,
+    "operation_type": bindparam("type", type_=Text()),
+    "file_key": _DELETED.c.file_key,
+    "namespace": _DELETED.c.namespace,
+    "instance_id": bindparam("instance", type_=Uuid()),
+    "total_bytes": _DELETED.c.file_size,
+    "processed_bytes": _DELETED.c.file_size,
+    "status": literal_column(f"'{OperationStatus.SUCCEEDED}'"),
+    "detail": cast(_DELETED.c.detail, JSONB),
+    "started_at": _NOW,
+    "updated_at": _NOW,
+    "finished_at": _NOW,
+}
+WRITE_DELETED = insert(Operation).from_select(list(_DELETION), select(*_DELETION.values()).select_from(_DELETED))
 
 
 def _prune(condition: Any) -> Any:
@@ -279,6 +300,28 @@ async def write_ended(connection: AsyncConnection, records: Sequence[Record]) ->
     """Write records of operations that have ended, over their `running` rows where there are any."""
     if records:
         await connection.execute(WRITE_ENDED, _columns(records))
+
+
+async def write_deleted(
+    connection: AsyncConnection,
+    operation_type: str,
+    instance_id: uuid.UUID,
+    references: Sequence[AnyRow | DeletedReference],
+    details: Sequence[str],
+) -> None:
+    """Write a record for each reference that this transaction has deleted, with its detail as JSON."""
+    if not references:
+        return
+    values = {
+        "type": operation_type,
+        "instance": instance_id,
+        "asked_operation_id": [new_id() for _ in references],
+        "asked_file_key": [one.file_key for one in references],
+        "asked_namespace": [one.namespace for one in references],
+        "asked_file_size": [one.file_size for one in references],
+        "asked_detail": details,
+    }
+    await connection.execute(WRITE_DELETED, values)
 
 
 async def write_running(connection: AsyncConnection, records: Sequence[Record]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import deleted, inventory
+from bdr.catalog import inventory, operation
 from bdr.catalog.base import AnyRow
 from bdr.catalog.inventory import Owner
 from bdr.errors import Busy
@@ -95,7 +95,7 @@ async def _retired_together(
         unreferenced.update(row.blob_id for row in gone)
         # fail point: repair.retired
         detail = json.dumps({"rule": "fsck", "finding": str(kind)})
-        await deleted.write(own, "fsck", engine.instance_id, gone, [detail] * len(gone))
+        await operation.write_deleted(own, "fsck", engine.instance_id, gone, [detail] * len(gone))
         return gone, set(turned)
 
     gone, turned = await engine.database.transaction(

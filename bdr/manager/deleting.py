@@ -1,9 +1,9 @@
 """Deleting in groups: single deletes of one engine, for callers that bring no transaction of their own.
 
 The references of a group go in one transaction, which waits for no reference; then each caller's object goes with those
-of others (`sweeping`). The next group waits for that sweep, though no longer than a moment: whom it sets free may ask
-again, and two groups that take turns cost nearly twice what one does. Each caller gets the answer that it would have
-got alone, at its place in the order in which they came.
+of others (`sweeping`). The next group waits a moment for that sweep: its callers may ask again when it has ended, and
+two groups that take turns cost nearly twice what one does. Each caller gets the answer that it would have got alone, at
+its place in the order in which they came.
 """
 
 import asyncio
@@ -21,6 +21,9 @@ from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, take_up
 from bdr.manager.lanes import Lanes
 from bdr.manager.sweeping import Sweeping
 
+# Seconds that a group waits at most for the sweep of the one before it.
+_GATHERED_FOR: Final = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class _Removed:
@@ -29,9 +32,6 @@ class _Removed:
     verdict: Deletion
     claimed: ClaimedBlob | None = None
 
-
-# Seconds: no longer does a group wait for the sweep of the one before, whose callers may ask again.
-_GATHERED_FOR: Final = 0.05
 
 _MISSING: Final = _Removed(Deletion.MISSING)
 
@@ -122,9 +122,10 @@ class _Removing:
         left = [ask for ask in asks if removal.verdicts[ask.item] is Deletion.MISSING]
         _answer([ask for ask in asks if removal.verdicts[ask.item] is not Deletion.MISSING], removal)
         self._lanes.open(self._lanes.by_key(left))
-        # Those who were answered hand over their objects in the next turn.
-        await asyncio.sleep(0)
-        await self._sweeping.ended(_GATHERED_FOR)
+        if removal.claimed:
+            # Those who were answered hand over their objects in the next turn.
+            await asyncio.sleep(0)
+            await self._sweeping.wait_for({one.storage_name for one in removal.claimed}, _GATHERED_FOR)
 
     async def _wait_and_commit(self, _key: str, asks: list[_Ask]) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bdr.catalog import deleted, holder, instance, reference
+from bdr.catalog import holder, instance, operation, reference
 from bdr.catalog.base import AnyRow
 from bdr.catalog.blob import ClaimedBlob
 from bdr.catalog.count import Counted
@@ -174,7 +174,7 @@ async def _judged(
 
 async def _write_down(own: AsyncConnection, engine: Engine, terms: Terms, doomed: Sequence[AnyRow]) -> None:
     detail = json.dumps({"forced": True} if terms.force else {})
-    await deleted.write(own, terms.operation_type, engine.instance_id, doomed, [detail] * len(doomed))
+    await operation.write_deleted(own, terms.operation_type, engine.instance_id, doomed, [detail] * len(doomed))
 
 
 async def cleanup_released(engine: Engine, released: Mapping[str, Counted]) -> set[str]:
@@ -215,7 +215,7 @@ async def write_reaped(
     """Write a record for each reference that was reaped, with the rule by which it was."""
     by_rule = {rule: json.dumps({"rule": rule}) for rule in {one.rule for one in references}}
     details = [by_rule[one.rule] for one in references]
-    await deleted.write(connection, "reap", instance_id, references, details)
+    await operation.write_deleted(connection, "reap", instance_id, references, details)
 
 
 async def forget_memory(database: Database, storage_name: str, *, batch: int, instance_id: uuid.UUID) -> int:

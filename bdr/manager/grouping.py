@@ -116,6 +116,11 @@ class Groups(Generic[Item, Answer]):
         """Whether a group is under way, or about to be."""
         return bool(self._sending)
 
+    @property
+    def sending(self) -> frozenset[asyncio.Task[None]]:
+        """What sends the groups under way, and ends when nothing is left to send."""
+        return frozenset(self._sending)
+
     def take_back(self, keys: Collection[str]) -> list[Ask[Item, Answer]]:
         """Those that were gathered for these keys and have not gone yet; they go with no group any more."""
         taken = [ask for ask in self._gathered if ask.key in keys]
@@ -128,11 +133,6 @@ class Groups(Generic[Item, Answer]):
         task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
-
-    async def sent(self, seconds: float) -> None:
-        """Wait until everything that was gathered has been sent and answered, at most for so long."""
-        if self._sending:
-            await asyncio.wait(self._sending, timeout=seconds)
 
     async def close(self) -> None:
         """Wait until everything that was gathered has been sent, and what is done beside is done."""

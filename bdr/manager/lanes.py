@@ -51,7 +51,7 @@ class Lanes(Generic[Item, Answer]):
             self.add_to_group(ask)
 
     def add_to_group(self, ask: Ask[Item, Answer]) -> None:
-        """As `add`, but with those who ask in the same turn of the event loop; for what costs more than such a turn."""
+        """As `add`, but nobody is taken for alone before the loop's turn is over, in which others may ask too."""
         if ask.key in self._waiting:
             self._waiting[ask.key].append(ask)
         else:

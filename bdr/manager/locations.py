@@ -37,7 +37,7 @@ class Locations:
         self._keys: dict[uuid.UUID, set[str]] = {}
         self._trusted_until = 0.0
         self._drops = 0
-        # The number of the drop by blob, the oldest first; older ones have lower numbers than `_floor`.
+        # The number of the drop by blob, the oldest first; those that are forgotten have numbers up to `_floor`.
         self._dropped: OrderedDict[uuid.UUID, int] = OrderedDict()
         self._floor = 0
 

@@ -6,9 +6,10 @@ what is handed over while one is under way goes with the next.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakSet
 
 from bdr.catalog.blob import ClaimedBlob
 from bdr.manager import clock
@@ -45,6 +46,7 @@ class Sweeping:
         # By storage, as is what is under way.
         self._groups: dict[str, Groups[_Waiting, None]] = {}
         self._under_way: dict[str, tuple[Sequence[_Ask], asyncio.Task[None]]] = {}
+        self._in_vain: WeakSet[asyncio.Task[None] | None] = WeakSet()
 
     async def sweep(self, blob: ClaimedBlob) -> None:
         """Delete the object and its row; what fails is logged and left to the reaper.
@@ -61,11 +63,15 @@ class Sweeping:
             self._break_off_unwanted(name)
             raise
 
-    async def ended(self, seconds: float) -> None:
-        """Wait until all that was handed over was dealt with, at most for so long."""
-        async with asyncio.TaskGroup() as storages:
-            for groups in self._groups.values():
-                storages.create_task(groups.sent(seconds))
+    async def wait_for(self, names: Collection[str], seconds: float) -> None:
+        """Wait until nothing is left to sweep in these storages, at most for so long.
+
+        A sweep that was waited for in vain is not waited for once more: a storage that hangs keeps others waiting once.
+        """
+        hopeful = [name for name in names if self._sweep_of(name) not in self._in_vain]
+        sending = {task for name in hopeful for task in self._groups[name].sending}
+        if sending and (await asyncio.wait(sending, timeout=seconds))[1]:
+            self._in_vain.update(sweep for name in hopeful if (sweep := self._sweep_of(name)) is not None)
 
     async def close(self) -> None:
         """Wait until everything that was handed over was dealt with."""
@@ -87,6 +93,9 @@ class Sweeping:
             sweep.result()
         for ask in asks:
             ask.give(None)
+
+    def _sweep_of(self, name: str) -> asyncio.Task[None] | None:
+        return self._under_way[name][1] if name in self._under_way else None
 
     def _leave_late(self, asks: Sequence[_Ask]) -> None:
         now = clock.seconds()

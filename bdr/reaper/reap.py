@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
-# Of each storage: two whose objects are being deleted, and one for which the catalog is asked.
+# Batches of each storage at once: the catalog is asked for one, while the objects of others are being deleted.
 _LANES = 3
 
 Stopping = Callable[[], bool]
@@ -143,11 +143,9 @@ class _Pass:
             pass
         # While the objects of one batch are deleted the catalog is busy with another, and no transaction is open
         # meanwhile. The lanes meet as two reapers do: what one has claimed the other skips. One that fails lets the
-        # other end.
-        at_once = self._settings.concurrency
-        lanes = min(_LANES, at_once)
-        shares = [(at_once + lane) // lanes for lane in range(lanes)]
-        ended = await asyncio.gather(*(self._lane(name, share) for share in shares), return_exceptions=True)
+        # others end.
+        lanes = (self._lane(name, share) for share in _shares(self._settings.concurrency))
+        ended = await asyncio.gather(*lanes, return_exceptions=True)
         for failure in ended:
             if failure is not None:
                 raise failure
@@ -252,3 +250,9 @@ class _Pass:
         record = replace(self._running.record(status, trouble), detail=self._report.model_dump())
         await self._engine.database.write(lambda own: operation.write_ended(own, [record]))
         self._running.recorded = False
+
+
+def _shares(concurrency: int) -> list[int]:
+    """How many objects each lane deletes at once."""
+    lanes = min(_LANES, concurrency)
+    return [(concurrency + lane) // lanes for lane in range(lanes)]

@@ -14,8 +14,8 @@ from bdr.storage.translate import FAILURES, Translator
 
 T = TypeVar("T")
 
-# One syncs folders while the other deletes.
-_BATCHES = 2
+# As many as a pass of a reaper has: one syncs folders while others delete.
+_BATCHES = 3
 _ATTEMPTS = 3
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 0.5

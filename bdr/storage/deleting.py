@@ -9,7 +9,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from bdr.storage.calls import Calls
 from bdr.storage.durable import DirectorySync
 from bdr.threads import in_daemon_thread
 
-# Where the disk is near, one more costs the others more than it spares for fewer.
-_WORTH_A_THREAD = 8
+# For each so many objects, or folders, a thread: on a local disk 32 objects took no longer with 8 threads than with 32,
+# and half the processor time, of which most is the interpreter's handing round.
+_WORTH_A_THREAD = 4
 
 # By path: None where it is gone, else why it may not be. A path that was not begun is left out.
 Outcomes = dict[str, BinaryStorageError | None]
@@ -68,6 +69,10 @@ def _charged_once(outcomes: Outcomes) -> Outcomes:
     return outcomes
 
 
+def _threads_for(what: Sized, concurrency: int) -> int:
+    return min(concurrency, math.ceil(len(what) / _WORTH_A_THREAD))
+
+
 class FileDeletes:
     """Deletes of files by threads, which cost a third of what they do through OpenDAL.
 
@@ -99,13 +104,12 @@ class FileDeletes:
         # In the order of their folders, each of which lets one thread at a time change it.
         in_order = sorted(paths)
         self._queue = iter(in_order)
-        threads = min(concurrency, math.ceil(len(in_order) / _WORTH_A_THREAD))
         if not await self._has_turn():
             return {}
         try:
             self._calls.check()
             async with self._calls.slots:
-                outcomes = await self._by_threads(threads)
+                outcomes = await self._by_threads(in_order, concurrency)
         finally:
             self._calls.batches.release()
         if self._is_late() or any(isinstance(error, StorageUnavailable) for error in outcomes.values()):
@@ -120,22 +124,23 @@ class FileDeletes:
         except TimeoutError:
             return False
 
-    async def _by_threads(self, threads: int) -> Outcomes:
-        silence = await self._in_threads(threads)
+    async def _by_threads(self, paths: Sequence[str], concurrency: int) -> Outcomes:
+        silence = await self._in_threads(_threads_for(paths, concurrency))
         if silence is None:
-            return _charged_once(await self._settled(threads))
+            return _charged_once(await self._settled(concurrency))
         # A copy: threads that come back after all change it.
         return {path: self._error("delete", path, silence) for path in list(self._busy.values())}
 
-    async def _settled(self, threads: int) -> Outcomes:
+    async def _settled(self, concurrency: int) -> Outcomes:
         # A Path for each folder only: one costs more than all else that is done for an object here.
         names = {path: path.rpartition("/")[0] for path in self._deleted}
-        folders = {name: self._root / name for name in set(names.values())}
-        synced = await self._folders.removed_from(folders.values(), threads=threads)
+        folders = {name: self._root / name for name in dict.fromkeys(names.values())}
+        synced = await self._folders.removed_from(folders.values(), threads=_threads_for(folders, concurrency))
         outcomes: Outcomes = {}
         for path, name in names.items():
-            error = synced[folders[name]]
-            outcomes[path] = None if error is None else self._error("sync the folder of", path, error)
+            if folders[name] in synced:
+                error = synced[folders[name]]
+                outcomes[path] = None if error is None else self._error("sync the folder of", path, error)
         return outcomes
 
     def _error(self, action: str, path: str, error: OSError) -> BinaryStorageError:

@@ -103,14 +103,16 @@ class DirectorySync:
     async def removed_from(self, folders: Collection[Path], *, threads: int) -> dict[Path, OSError | None]:
         """Make durable what these folders no longer hold, each synced once; gives back, by folder, None or why not.
 
-        Not in rounds: it is much at once, and the disk writes for many threads together. What is not synced when
-        `patience` is over has ETIMEDOUT.
+        Not in rounds: it is much at once, and the disk writes for many threads together. What is being synced when
+        `patience` is over has ETIMEDOUT; what was not begun by then is left out.
         """
         outcomes: dict[Path, OSError | None] = {}
+        begun: list[Path] = []
         queue = iter(folders)
 
         def work() -> None:
             for folder in queue:
+                begun.append(folder)
                 error = self._sync_all([folder]).get(folder)
                 # A folder that is not there holds nothing either.
                 outcomes[folder] = None if isinstance(error, FileNotFoundError) else error
@@ -121,7 +123,7 @@ class DirectorySync:
         except TimeoutError as error:
             # One that comes back later finds nothing left to do.
             list(queue)
-            return {folder: outcomes.get(folder, error) for folder in folders}
+            return {folder: outcomes.get(folder, error) for folder in list(begun)}
         return outcomes
 
     @contextmanager

@@ -104,7 +104,7 @@ async def two_reapers(ground: Ground) -> list[Comparison]:
             return rate_of(answers)
 
         sides = {"bdr": lambda: rate(2), "floor": lambda: rate(1)}
-        # Processes of their own, in which everything was opened before they are measured.
+        # Processes of their own: a round for nothing would make none of them warm.
         rates = await alternating(min(_MOST_ROUNDS, ground.sizes.rounds), sides, warm=True)
     work = f"two reapers on {number:,} references, 20 ms a delete, {_AT_ONCE} of each at once"
     return [Comparison("two-reapers", work, "one reaper", "/s", at_least(1.9), rates["bdr"], rates["floor"])]

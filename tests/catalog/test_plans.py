@@ -21,7 +21,6 @@ from bdr.catalog import (
     blob,
     clock,
     count,
-    deleted,
     expiry,
     holder,
     instance,
@@ -343,7 +342,7 @@ GUARDS: Final = [
     ),
     Guard(
         "write_deleted",
-        lambda own: deleted.write(own, "reap", filled.instance(1), [GONE], ["{}"]),
+        lambda own: operation.write_deleted(own, "reap", filled.instance(1), [GONE], ["{}"]),
         {"WRITE_DELETED": set()},
         items=1,
     ),
@@ -401,7 +400,7 @@ GUARDS: Final = [
 
 def constants() -> dict[int, str]:
     """The name of each statement that stands in a module, by its identity."""
-    modules = (storage, blob, reference, expiry, count, holder, operation, deleted, instance, clock)
+    modules = (storage, blob, reference, expiry, count, holder, operation, instance, clock)
     found = (item for module in modules for item in vars(module).items())
     return {id(value): name for name, value in found if isinstance(value, SelectBase | UpdateBase)}
 

@@ -1,9 +1,11 @@
 """What many callers delete at once goes in groups, and ends for each as if it had been alone."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -25,6 +27,7 @@ from bdr.manager import clock
 from bdr.manager import deleting as deleting_module
 from bdr.manager.deletion import Terms
 from tests.fixtures.engines import Connect
+from tests.fixtures.storages import MakeStorageConfig
 from tests.guarantees import objects_in, violations
 from tests.lifecycle.conftest import ConnectThrough
 from tests.lifecycle.gate import CommitGate, closed_gate
@@ -432,6 +435,77 @@ async def test_a_group_waits_no_longer_than_a_moment_for_a_sweep(
         assert await keys_of(binary) == set()
         await gate.open()
         await asyncio.gather(*tasks)
+
+
+@dataclass
+class Hanging:
+    """An engine with a second storage, whose deletes hang until `go_on`, and keys of files there."""
+
+    binary: Binary
+    there: list[str]
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+async def hanging(connect: Connect, fs_config: BinaryStorageConfig, make_storage_config: MakeStorageConfig) -> Hanging:
+    storages = {"main": fs_config, "other": make_storage_config("fs")}
+    binary = await connect(storages=storages, default_storage="main")
+    given = Hanging(binary, await stored(await connect(storages=storages, default_storage="other"), 3))
+    other: Any = binary.engine.storage("other")
+    delete_many = other.delete_many
+
+    async def held(paths: Sequence[str], **more: Any) -> object:
+        given.begun.set()
+        await given.go_on.wait()
+        return await delete_many(paths, **more)
+
+    other.delete_many = held
+    return given
+
+
+async def test_a_group_waits_for_a_storage_that_hangs_only_once(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary, there = hanging.binary, hanging.there
+    here = await stored(binary, 3)
+    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 0.01)
+    tasks = deleting(binary, *there[:2])
+    await hanging.begun.wait()
+
+    async def has_waited() -> bool:
+        return not binary.deleting._removing[DELETE]._groups.is_sending
+
+    await until(has_waited)
+    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    async with asyncio.timeout(20):
+        late, first = deleting(binary, there[2], here[0])
+        await first
+        await asyncio.gather(*deleting(binary, *here[1:]))
+    tasks.append(late)
+    assert not any(task.done() for task in tasks)
+    hanging.go_on.set()
+    await asyncio.gather(*tasks)
+    assert await blob_states(binary) == []
+
+
+async def test_a_group_that_leaves_nothing_to_sweep_waits_for_no_sweep(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = hanging.binary
+    here, pinned = await stored(binary, 2), await stored(binary, 2)
+    for key in pinned:
+        await binary.pin(key)
+    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    (alone,) = deleting(binary, hanging.there[0])
+    await hanging.begun.wait()
+    async with asyncio.timeout(20):
+        ended = await asyncio.gather(*deleting(binary, *pinned), return_exceptions=True)
+        assert told(ended) == [Pinned, Pinned]
+        await asyncio.gather(*deleting(binary, *here))
+    assert not alone.done()
+    hanging.go_on.set()
+    await alone
 
 
 async def test_those_who_delete_in_the_same_turn_are_one_group_from_the_beginning(binary: Binary) -> None:

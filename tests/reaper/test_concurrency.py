@@ -8,6 +8,7 @@ import pytest
 
 from bdr import ReaperConfig, threads
 from bdr.catalog import expiry
+from bdr.reaper import reap
 from bdr.storage import OpenDalStorage
 from bdr.storage.deleting import Outcomes
 from tests.fixtures.engines import Connect
@@ -51,6 +52,14 @@ async def test_a_pass_deletes_no_more_objects_at_once_than_it_may(
     assert len(watched.asked) == 12
     assert {*watched.asked[2:]} == shares
     assert max(watched.together) <= concurrency
+
+
+@pytest.mark.parametrize("concurrency", range(1, 20))
+def test_the_batches_of_a_pass_share_all_that_may_be_deleted_at_once(concurrency: int) -> None:
+    shares = reap._shares(concurrency)
+    assert sum(shares) == concurrency
+    assert min(shares) >= 1
+    assert max(shares) - min(shares) <= 1
 
 
 async def test_without_threads_nothing_fails_and_all_is_deleted_later(

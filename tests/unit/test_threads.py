@@ -4,20 +4,37 @@ import asyncio
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from operator import floordiv
+from typing import Any
 
 import pytest
 
 from bdr import threads as module
 from bdr.threads import DaemonThreads, in_daemon_thread
+from tests.storage.helpers import run_python
+
+FORKED = """
+import asyncio, os, sys
+from bdr.threads import in_daemon_thread
+
+print(asyncio.run(in_daemon_thread(lambda: 1)), flush=True)
+if (child := os.fork()) == 0:
+    print(asyncio.run(asyncio.wait_for(in_daemon_thread(lambda: 7), 20)), flush=True)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.fixture
-def spare(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def spare() -> Iterator[list[object]]:
     """Those that wait for more to do, of which there are none at first."""
-    monkeypatch.setattr(module, "_spare", [])
-    return module._spare  # type: ignore[return-value]
+    found: list[Any] = module._spare
+    others = found.copy()
+    found.clear()
+    yield found
+    found.extend(others)
 
 
 def waiting(event: threading.Event) -> threading.Thread:
@@ -184,3 +201,27 @@ async def test_a_thread_that_waits_for_more_keeps_nothing_of_what_it_did(spare: 
     while kept() is not None:
         assert time.monotonic() < deadline
     assert len(spare) == 1
+
+
+async def test_a_result_that_cannot_be_told_costs_no_other_caller_theirs(
+    spare: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "_call", broken)
+    lost = asyncio.create_task(in_daemon_thread(lambda: None))
+    deadline = time.monotonic() + 20
+    while not caplog.records:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0)
+    monkeypatch.undo()
+    async with asyncio.timeout(20):
+        assert await in_daemon_thread(lambda: 1) == 1
+    lost.cancel()
+    assert len(spare) == 1
+
+
+async def test_a_process_that_was_forked_has_threads_of_its_own() -> None:
+    code, output, _ = await run_python(FORKED)
+    assert (code, output) == (0, "1\n7\n")
