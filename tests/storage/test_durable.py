@@ -103,6 +103,17 @@ async def test_a_round_that_hangs_is_given_up_and_no_second_one_hangs_beside_it(
     assert fsync.synced == [tmp_path, tmp_path]
 
 
+async def test_a_folder_whose_turn_does_not_come_in_time_is_left_out(tmp_path: Path, fsync: CountingSync) -> None:
+    names = [tmp_path / name for name in ("ab", "cd")]
+    for name in names:
+        name.mkdir()
+    folders = DirectorySync(tmp_path, patience=timedelta(seconds=0.2), fsync=fsync)
+    fsync.go_on.clear()
+    outcomes = await folders.removed_from(names, threads=1)
+    fsync.go_on.set()
+    assert {folder: type(error) for folder, error in outcomes.items()} == {names[0]: TimeoutError}
+
+
 async def test_a_mount_that_falls_silent_keeps_nobody_waiting_and_no_process_from_ending(tmp_path: Path) -> None:
     code, output, errors = await run_python(SILENT, str(tmp_path / "main"), str(tmp_path / "other" / "new"))
     assert (code, errors.count("\n")) == (0, 1)
