@@ -87,8 +87,9 @@ def _serve(jobs: _Jobs) -> None:
         try:
             tell()
         except Exception:
-            # It is on the list, so it must live.
-            log.exception("What a thread has done could not be told to who waits for it.")
+            # Who waits for this is never told. The thread is on the list, so it must live for those who come next.
+            with suppress(Exception):
+                log.exception("What a thread has done could not be told to who waits for it.")
         del tell
 
 

@@ -21,9 +21,6 @@ from bdr.manager.grouping import Ask, Groups, concerns_all, fail_all, take_up
 from bdr.manager.lanes import Lanes
 from bdr.manager.sweeping import Sweeping
 
-# Seconds that a group waits at most for the sweep of the one before it.
-_GATHERED_FOR: Final = 0.05
-
 
 @dataclass(frozen=True, slots=True)
 class _Removed:
@@ -125,7 +122,7 @@ class _Removing:
         if removal.claimed:
             # Those who were answered hand over their objects in the next turn.
             await asyncio.sleep(0)
-            await self._sweeping.wait_for({one.storage_name for one in removal.claimed}, _GATHERED_FOR)
+            await self._sweeping.wait_for({one.storage_name for one in removal.claimed})
 
     async def _wait_and_commit(self, _key: str, asks: list[_Ask]) -> None:
         try:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakSet
+from typing import Final
 
 from bdr.catalog.blob import ClaimedBlob
 from bdr.manager import clock
@@ -18,6 +18,9 @@ from bdr.manager.grouping import Ask, Groups, take_up
 from bdr.manager.sweep import sweep_or_leave
 
 logger = logging.getLogger(__name__)
+
+# Seconds: most sweeps of a local disk take less.
+_MOMENT: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Sweeping:
         # By storage, as is what is under way.
         self._groups: dict[str, Groups[_Waiting, None]] = {}
         self._under_way: dict[str, tuple[Sequence[_Ask], asyncio.Task[None]]] = {}
-        self._in_vain: WeakSet[asyncio.Task[None] | None] = WeakSet()
+        self._in_vain: set[str] = set()
 
     async def sweep(self, blob: ClaimedBlob) -> None:
         """Delete the object and its row; what fails is logged and left to the reaper.
@@ -63,15 +66,17 @@ class Sweeping:
             self._break_off_unwanted(name)
             raise
 
-    async def wait_for(self, names: Collection[str], seconds: float) -> None:
-        """Wait until nothing is left to sweep in these storages, at most for so long.
+    async def wait_for(self, names: Collection[str]) -> None:
+        """Wait a moment until nothing is left to sweep in these storages.
 
-        A sweep that was waited for in vain is not waited for once more: a storage that hangs keeps others waiting once.
+        Where that was in vain it is not tried again before a sweep of that storage has taken no longer than a moment:
+        one that is slow, or hangs, must not keep others waiting.
         """
-        hopeful = [name for name in names if self._sweep_of(name) not in self._in_vain]
-        sending = {task for name in hopeful for task in self._groups[name].sending}
-        if sending and (await asyncio.wait(sending, timeout=seconds))[1]:
-            self._in_vain.update(sweep for name in hopeful if (sweep := self._sweep_of(name)) is not None)
+        hopeful = [name for name in names if name in self._groups and name not in self._in_vain]
+        sending = {task: name for name in hopeful for task in self._groups[name].sending}
+        if sending:
+            _, late = await asyncio.wait(sending, timeout=_MOMENT)
+            self._in_vain.update(sending[task] for task in late)
 
     async def close(self) -> None:
         """Wait until everything that was handed over was dealt with."""
@@ -83,19 +88,19 @@ class Sweeping:
         claimed = [waiting.blob for waiting in take_up(asks)]
         if not claimed:
             return
+        began = clock.seconds()
         sweep = asyncio.create_task(sweep_or_leave(self._engine, name, claimed))
         self._under_way[name] = asks, sweep
         try:
             await asyncio.wait({sweep})
         finally:
             del self._under_way[name]
+        if clock.seconds() - began <= _MOMENT:
+            self._in_vain.discard(name)
         if not sweep.cancelled():
             sweep.result()
         for ask in asks:
             ask.give(None)
-
-    def _sweep_of(self, name: str) -> asyncio.Task[None] | None:
-        return self._under_way[name][1] if name in self._under_way else None
 
     def _leave_late(self, asks: Sequence[_Ask]) -> None:
         now = clock.seconds()

@@ -22,13 +22,15 @@ from bdr.manager.sweep import sweep_objects
 from bdr.progress import OperationStatus
 from bdr.reaper import breaker
 from bdr.reaper.report import ReapReport
+from bdr.storage.calls import BATCHES
 
 logger = logging.getLogger(__name__)
 
 # References and blobs are reaped in batches of the configured size; records in larger ones, they are plain rows.
 _PRUNE_BATCH = 5000
-# Batches of each storage at once: the catalog is asked for one, while the objects of others are being deleted.
-_LANES = 3
+# Batches of each storage at once: the catalog is asked for one, while the objects of others are being deleted. No more
+# than have threads there: one that waited for them would use up its lease.
+_LANES = BATCHES
 
 Stopping = Callable[[], bool]
 

@@ -133,7 +133,7 @@ class ReaperConfig(Section):
         lease: how long a claimed row is left to the one who claimed it.
         write_grace: how long an abandoned upload's row outlives it, for a write that still lands.
         max_attempts: failed deletes of one object before it is quarantined.
-        concurrency: deletes at once.
+        concurrency: deletes at once, at most.
         backoff_initial: after the first failed delete of an object; doubles up to `backoff_max`.
         drain_timeout: how long a stopped reaper may finish its pass.
         max_references: a pass that would delete more references than this, and more than `max_share` of all, stops

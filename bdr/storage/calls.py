@@ -14,8 +14,8 @@ from bdr.storage.translate import FAILURES, Translator
 
 T = TypeVar("T")
 
-# As many as a pass of a reaper has: one syncs folders while others delete.
-_BATCHES = 3
+# One syncs folders while others delete.
+BATCHES = 3
 _ATTEMPTS = 3
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 0.5
@@ -34,8 +34,8 @@ class Calls:
     def __init__(self, translated: Translator, *, concurrency: int, patience: timedelta) -> None:
         self.translated = translated
         self.slots = asyncio.Semaphore(concurrency)
-        self.batches = asyncio.Semaphore(_BATCHES)
-        self.threads = max(1, concurrency // _BATCHES)
+        self.batches = asyncio.Semaphore(BATCHES)
+        self.threads = max(1, concurrency // BATCHES)
         self.patience = patience
         self._closed = False
         self._again = stamina.AsyncRetryingCaller(

@@ -132,7 +132,8 @@ class FileDeletes:
         return {path: self._error("delete", path, silence) for path in list(self._busy.values())}
 
     async def _settled(self, concurrency: int) -> Outcomes:
-        # A Path for each folder only: one costs more than all else that is done for an object here.
+        # A Path for each folder only: one costs more than all else that is done for an object here. In the order of the
+        # deletes: if some folders are not synced in time, the object that is charged is one of the first of them.
         names = {path: path.rpartition("/")[0] for path in self._deleted}
         folders = {name: self._root / name for name in dict.fromkeys(names.values())}
         synced = await self._folders.removed_from(folders.values(), threads=_threads_for(folders, concurrency))

@@ -118,7 +118,6 @@ class DirectorySync:
                 outcomes[folder] = None if isinstance(error, FileNotFoundError) else error
 
         try:
-            threads = min(threads, len(folders))
             await in_time(self._patience, asyncio.gather(*(in_daemon_thread(work) for _ in range(threads))))
         except TimeoutError as error:
             # One that comes back later finds nothing left to do.

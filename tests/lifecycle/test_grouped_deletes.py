@@ -1,7 +1,7 @@
 """What many callers delete at once goes in groups, and ends for each as if it had been alone."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,7 +24,7 @@ from bdr import (
 )
 from bdr.errors import OutcomeUnknown
 from bdr.manager import clock
-from bdr.manager import deleting as deleting_module
+from bdr.manager import sweeping as sweeping_module
 from bdr.manager.deletion import Terms
 from tests.fixtures.engines import Connect
 from tests.fixtures.storages import MakeStorageConfig
@@ -402,7 +402,7 @@ async def test_deletes_at_once_share_a_sweep(binary: Binary, database_url: str) 
 async def test_a_group_waits_for_the_sweep_before_it_and_goes_with_those_whom_that_sets_free(
     binary: Binary, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    monkeypatch.setattr(sweeping_module, "_MOMENT", 60)
     first, second, *others = await stored(binary, 6)
     sent = statements_of(binary, REMOVE)
 
@@ -425,7 +425,7 @@ async def test_a_group_waits_for_the_sweep_before_it_and_goes_with_those_whom_th
 async def test_a_group_waits_no_longer_than_a_moment_for_a_sweep(
     binary: Binary, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 0.01)
+    monkeypatch.setattr(sweeping_module, "_MOMENT", 0.01)
     keys = await stored(binary, 4)
     async with gate_at_finish(database_url) as gate:
         tasks = deleting(binary, *keys[:2])
@@ -448,7 +448,9 @@ class Hanging:
 
 
 @pytest.fixture
-async def hanging(connect: Connect, fs_config: BinaryStorageConfig, make_storage_config: MakeStorageConfig) -> Hanging:
+async def hanging(
+    connect: Connect, fs_config: BinaryStorageConfig, make_storage_config: MakeStorageConfig
+) -> AsyncIterator[Hanging]:
     storages = {"main": fs_config, "other": make_storage_config("fs")}
     binary = await connect(storages=storages, default_storage="main")
     given = Hanging(binary, await stored(await connect(storages=storages, default_storage="other"), 3))
@@ -461,7 +463,8 @@ async def hanging(connect: Connect, fs_config: BinaryStorageConfig, make_storage
         return await delete_many(paths, **more)
 
     other.delete_many = held
-    return given
+    yield given
+    given.go_on.set()
 
 
 async def test_a_group_waits_for_a_storage_that_hangs_only_once(
@@ -469,7 +472,7 @@ async def test_a_group_waits_for_a_storage_that_hangs_only_once(
 ) -> None:
     binary, there = hanging.binary, hanging.there
     here = await stored(binary, 3)
-    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 0.01)
+    monkeypatch.setattr(sweeping_module, "_MOMENT", 0.01)
     tasks = deleting(binary, *there[:2])
     await hanging.begun.wait()
 
@@ -477,7 +480,7 @@ async def test_a_group_waits_for_a_storage_that_hangs_only_once(
         return not binary.deleting._removing[DELETE]._groups.is_sending
 
     await until(has_waited)
-    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    monkeypatch.setattr(sweeping_module, "_MOMENT", 60)
     async with asyncio.timeout(20):
         late, first = deleting(binary, there[2], here[0])
         await first
@@ -496,7 +499,7 @@ async def test_a_group_that_leaves_nothing_to_sweep_waits_for_no_sweep(
     here, pinned = await stored(binary, 2), await stored(binary, 2)
     for key in pinned:
         await binary.pin(key)
-    monkeypatch.setattr(deleting_module, "_GATHERED_FOR", 60)
+    monkeypatch.setattr(sweeping_module, "_MOMENT", 60)
     (alone,) = deleting(binary, hanging.there[0])
     await hanging.begun.wait()
     async with asyncio.timeout(20):
@@ -506,6 +509,25 @@ async def test_a_group_that_leaves_nothing_to_sweep_waits_for_no_sweep(
     assert not alone.done()
     hanging.go_on.set()
     await alone
+
+
+async def test_who_is_cancelled_at_the_commit_of_a_first_group_ends_no_other(
+    binary: Binary, database_url: str, caller: AsyncEngine
+) -> None:
+    gone, locked = await stored(binary, 2)
+    async with gate_at_delete(database_url) as gate, caller.connect() as own:
+        await own.execute(text(LOCK), {"keys": [locked]})
+        first, second = deleting(binary, gone, locked)
+        await gate.reached()
+        first.cancel()
+        assert told(await asyncio.gather(first, return_exceptions=True)) == [OutcomeUnknown]
+        await gate.open()
+        await until_waiting(binary)
+        await own.rollback()
+        await second
+    # What nobody swept is left to the reaper.
+    await make_due(binary)
+    assert (await binary.reap()).blobs == 1
 
 
 async def test_those_who_delete_in_the_same_turn_are_one_group_from_the_beginning(binary: Binary) -> None:

@@ -111,7 +111,7 @@ async def test_of_a_folder_that_hangs_nothing_is_told_of_those_whose_turn_did_no
             assert go_on.wait(20)
 
     sync_by(storage, fsync, SOON)
-    outcomes = await storage.delete_many(paths, concurrency=1 + 1, patience=MINUTE)
+    outcomes = await storage.delete_many(paths, concurrency=2, patience=MINUTE)
     go_on.set()
     (charged,) = (path for path, error in outcomes.items() if error is not None)
     assert charged.startswith("cc/")
@@ -197,17 +197,18 @@ async def test_batches_share_the_threads_that_a_storage_may_have(
 async def test_who_waits_for_other_batches_waits_no_longer_than_its_time(
     storage: OpenDalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlink, begun, go_on = os.unlink, threading.Event(), threading.Event()
+    unlink, begun, go_on = os.unlink, threading.Semaphore(0), threading.Event()
 
     def held(path: str) -> None:
-        begun.set()
+        begun.release()
         assert go_on.wait(20)
         unlink(path)
 
     monkeypatch.setattr(os, "unlink", held)
     batches = [PATHS[:2], PATHS[2:4], PATHS[4:6]]
     first = [asyncio.create_task(storage.delete_many(paths, concurrency=2, patience=MINUTE)) for paths in batches]
-    await asyncio.to_thread(begun.wait, 20)
+    for _ in batches:
+        assert await asyncio.to_thread(begun.acquire, timeout=20)
     assert await storage.delete_many(PATHS[6:], concurrency=2, patience=SOON) == {}
     go_on.set()
     assert await asyncio.gather(*first) == [dict.fromkeys(paths) for paths in batches]

@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from operator import floordiv
 from typing import Any
@@ -31,8 +32,10 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def spare() -> Iterator[list[object]]:
     """Those that wait for more to do, of which there are none at first."""
     found: list[Any] = module._spare
-    others = found.copy()
-    found.clear()
+    others: list[Any] = []
+    while found:
+        with suppress(IndexError):
+            others.append(found.pop())
     yield found
     found.extend(others)
 
