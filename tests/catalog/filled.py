@@ -7,9 +7,11 @@ from typing import Final
 
 import asyncpg
 
-# As many as leave little doubt and are quickly made. With CATALOG_REFERENCES=1000000 in the environment, the guards of
-# plans in tests/catalog/test_plans.py hold for so many.
+# As many as leave little doubt and are quickly made. With CATALOG_REFERENCES=1000000 in the environment there are so
+# many; docs/performance.md says which of the guards in tests/catalog/test_plans.py do not hold then.
 REFERENCES: Final = int(os.environ.get("CATALOG_REFERENCES", "60000"))
+# References, at least, in the memory of each engine that has stopped.
+IN_ONE_MEMORY: Final = REFERENCES // 15_000
 OPERATIONS: Final = REFERENCES
 ENGINES: Final = 200
 # Three to share, and the memory of every tenth engine.

@@ -221,7 +221,12 @@ GUARDS: Final = [
         items=1,
     ),
     Guard("give_back", lambda own: blob.give_back(own, [PENDING_ID]), {"GIVE_BACK": {BLOB_KEY}}, items=1),
-    Guard("publish", lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)), {"PUBLISH": {BLOB_KEY}}, items=1),
+    Guard(
+        "publish",
+        lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)),
+        {"PUBLISH": {f"{BLOB_KEY}|{BLOB_STATE}"}},
+        items=1,
+    ),
     Guard("abandon", lambda own: blob.abandon(own, PENDING_ID, LEASE, "why"), {"ABANDON": {BLOB_KEY}}, items=1),
     Guard("readopt", lambda own: blob.readopt(own, reservation(), LEASE, "why"), {"READOPT": set()}, items=1),
     Guard(
@@ -394,7 +399,12 @@ GUARDS: Final = [
         lambda own: instance.prune_old(own, timedelta(0), BATCH),
         {"CLAIM_OLD": {INSTANCE_STOPPED, OPERATION_RUNNING}, "PRUNE": {INSTANCE_KEY}},
     ),
-    Guard("forget_memory", lambda own: instance.forget_memory(own, "memory-10", BATCH), FORGOTTEN, items=4),
+    Guard(
+        "forget_memory",
+        lambda own: instance.forget_memory(own, "memory-10", BATCH),
+        FORGOTTEN,
+        items=min(BATCH, filled.IN_ONE_MEMORY),
+    ),
 ]
 
 
@@ -481,7 +491,11 @@ AUDITS: Final = [
     ("expiring_soon ORDER BY expires_at LIMIT 20", {REFERENCE_EXPIRY, BLOB_KEY}, BATCH),
     ("reaper_backlog", {REFERENCE_EXPIRY, REFERENCE_BLOB, UNSETTLED}, filled.EXPIRED + UNSETTLED_BLOBS),
     ("stuck_blob ORDER BY created_at LIMIT 20", {UNSETTLED}, UNSETTLED_BLOBS),
-    ("stuck_blob WHERE storage_name = 'main' AND state = 'quarantined'", {UNSETTLED}, filled.QUARANTINED),
+    (
+        "stuck_blob WHERE storage_name = 'main' AND state = 'quarantined'",
+        {f"{UNSETTLED}|{BLOB_STATE}"},
+        filled.QUARANTINED,
+    ),
 ]
 
 
