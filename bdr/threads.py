@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-
 # Seconds for which a thread that has nothing to do waits for more; to start one costs more than most of what it does.
 _SPARE_FOR = 10.0
 

@@ -91,14 +91,14 @@ async def _retired_together(
     why = f"fsck found it {kind}; its references were deleted, its bytes are kept" if kind in _KEPT else None
 
     async def work(own: AsyncConnection) -> tuple[Sequence[AnyRow], set[object]]:
-        gone, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
-        unreferenced.update(row.blob_id for row in gone)
+        deleted, turned = await inventory.retire(own, blob_ids, quarantined_because=why)
+        unreferenced.update(row.blob_id for row in deleted)
         # fail point: repair.retired
         detail = json.dumps({"rule": "fsck", "finding": str(kind)})
-        await operation.write_deleted(own, "fsck", engine.instance_id, gone, [detail] * len(gone))
-        return gone, set(turned)
+        await operation.write_deleted(own, "fsck", engine.instance_id, deleted, [detail] * len(deleted))
+        return deleted, set(turned)
 
-    gone, turned = await engine.database.transaction(
+    deleted, turned = await engine.database.transaction(
         work, keys=[], what="Repairing", ended=lambda: engine.forget(unreferenced)
     )
     # fail point: repair.committed
@@ -108,4 +108,4 @@ async def _retired_together(
         else Outcome(one, Result.SKIPPED, "it was deleted, or referred to anew, meanwhile")
         for one in findings
     ]
-    return outcomes, len(gone)
+    return outcomes, len(deleted)

@@ -37,7 +37,7 @@ class Locations:
         self._keys: dict[uuid.UUID, set[str]] = {}
         self._trusted_until = 0.0
         self._drops = 0
-        # The number of the drop by blob, the oldest first; those that are forgotten have numbers up to `_floor`.
+        # The number of the drop by blob, the oldest first; older ones have lower numbers than `_floor`.
         self._dropped: OrderedDict[uuid.UUID, int] = OrderedDict()
         self._floor = 0
 
@@ -72,13 +72,12 @@ class Locations:
 
     def drop(self, blob_ids: Iterable[uuid.UUID]) -> None:
         """These blobs have lost a reference: ask anew for all that refers to them."""
-        self._drops += 1
         for blob_id in blob_ids:
+            self._drops += 1
             self._dropped[blob_id] = self._drops
             self._dropped.move_to_end(blob_id)
-            if blob_id in self._keys:
-                for key in self._keys.pop(blob_id):
-                    del self._entries[key]
+            for key in self._keys.pop(blob_id, ()):
+                del self._entries[key]
         while len(self._dropped) > _REMEMBERED:
             _, self._floor = self._dropped.popitem(last=False)
 

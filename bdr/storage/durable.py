@@ -107,12 +107,10 @@ class DirectorySync:
         `patience` is over has ETIMEDOUT; what was not begun by then is left out.
         """
         outcomes: dict[Path, OSError | None] = {}
-        begun: list[Path] = []
         queue = iter(folders)
 
         def work() -> None:
             for folder in queue:
-                begun.append(folder)
                 error = self._sync_all([folder]).get(folder)
                 # A folder that is not there holds nothing either.
                 outcomes[folder] = None if isinstance(error, FileNotFoundError) else error
@@ -121,8 +119,8 @@ class DirectorySync:
             await in_time(self._patience, asyncio.gather(*(in_daemon_thread(work) for _ in range(threads))))
         except TimeoutError as error:
             # One that comes back later finds nothing left to do.
-            list(queue)
-            return {folder: outcomes.get(folder, error) for folder in list(begun)}
+            left = set(queue)
+            return {folder: outcomes.get(folder, error) for folder in folders if folder not in left}
         return outcomes
 
     @contextmanager

@@ -17,18 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
-from bdr.catalog import (
-    blob,
-    clock,
-    count,
-    expiry,
-    holder,
-    instance,
-    operation,
-    publication,
-    reference,
-    storage,
-)
+from bdr.catalog import blob, clock, count, expiry, holder, instance, operation, publication, reference, storage
 from bdr.catalog.blob import ClaimedBlob, FailedDelete, Reservation
 from bdr.catalog.count import Change
 from bdr.catalog.operation import Record
@@ -221,12 +210,7 @@ GUARDS: Final = [
         items=1,
     ),
     Guard("give_back", lambda own: blob.give_back(own, [PENDING_ID]), {"GIVE_BACK": {BLOB_KEY}}, items=1),
-    Guard(
-        "publish",
-        lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)),
-        {"PUBLISH": {f"{BLOB_KEY}|{BLOB_STATE}"}},
-        items=1,
-    ),
+    Guard("publish", lambda own: blob.publish(own, PENDING_ID, 1, bytes(32)), {"PUBLISH": {BLOB_KEY}}, items=1),
     Guard("abandon", lambda own: blob.abandon(own, PENDING_ID, LEASE, "why"), {"ABANDON": {BLOB_KEY}}, items=1),
     Guard("readopt", lambda own: blob.readopt(own, reservation(), LEASE, "why"), {"READOPT": set()}, items=1),
     Guard(
@@ -491,11 +475,7 @@ AUDITS: Final = [
     ("expiring_soon ORDER BY expires_at LIMIT 20", {REFERENCE_EXPIRY, BLOB_KEY}, BATCH),
     ("reaper_backlog", {REFERENCE_EXPIRY, REFERENCE_BLOB, UNSETTLED}, filled.EXPIRED + UNSETTLED_BLOBS),
     ("stuck_blob ORDER BY created_at LIMIT 20", {UNSETTLED}, UNSETTLED_BLOBS),
-    (
-        "stuck_blob WHERE storage_name = 'main' AND state = 'quarantined'",
-        {f"{UNSETTLED}|{BLOB_STATE}"},
-        filled.QUARANTINED,
-    ),
+    ("stuck_blob WHERE storage_name = 'main' AND state = 'quarantined'", {UNSETTLED}, filled.QUARANTINED),
 ]
 
 

@@ -1,15 +1,19 @@
 """What the tests of the lifecycle share: looking into the catalog, making things due, and waiting for a lock."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from bdr import BinaryDataLifecycleManager, BinaryStorageConfig
 from bdr.catalog.base import AnyRow
+from bdr.storage import OpenDalStorage
+from bdr.storage.deleting import Outcomes
+from bdr.storage.protocol import BinaryDataStorage
 from tests.fixtures.proxy import TcpProxy
 from tests.storage.helpers import until
 
@@ -147,3 +151,20 @@ class HeldSource:
         await self.go_on.wait()
         for part in self.parts[1:]:
             yield part
+
+
+class HeldDelete:
+    """Makes the deletes of all storages wait, or those of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, only: BinaryDataStorage | None = None) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        delete_many = OpenDalStorage.delete_many
+
+        async def held(storage: OpenDalStorage, paths: Sequence[str], **options: Any) -> Outcomes:
+            if only in (None, storage):
+                self.begun.set()
+                await self.go_on.wait()
+            return await delete_many(storage, paths, **options)
+
+        monkeypatch.setattr(OpenDalStorage, "delete_many", held)

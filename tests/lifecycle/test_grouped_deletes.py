@@ -1,11 +1,10 @@
 """What many callers delete at once goes in groups, and ends for each as if it had been alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -32,6 +31,7 @@ from tests.guarantees import objects_in, violations
 from tests.lifecycle.conftest import ConnectThrough
 from tests.lifecycle.gate import CommitGate, closed_gate
 from tests.lifecycle.support import (
+    HeldDelete,
     blob_states,
     change,
     keys_of,
@@ -439,32 +439,26 @@ async def test_a_group_waits_no_longer_than_a_moment_for_a_sweep(
 
 @dataclass
 class Hanging:
-    """An engine with a second storage, whose deletes hang until `go_on`, and keys of files there."""
+    """An engine with a second storage whose deletes are held, and keys of files there."""
 
     binary: Binary
     there: list[str]
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    held: HeldDelete
 
 
 @pytest.fixture
 async def hanging(
-    connect: Connect, fs_config: BinaryStorageConfig, make_storage_config: MakeStorageConfig
+    connect: Connect,
+    fs_config: BinaryStorageConfig,
+    make_storage_config: MakeStorageConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Hanging]:
     storages = {"main": fs_config, "other": make_storage_config("fs")}
     binary = await connect(storages=storages, default_storage="main")
-    given = Hanging(binary, await stored(await connect(storages=storages, default_storage="other"), 3))
-    other: Any = binary.engine.storage("other")
-    delete_many = other.delete_many
-
-    async def held(paths: Sequence[str], **more: Any) -> object:
-        given.begun.set()
-        await given.go_on.wait()
-        return await delete_many(paths, **more)
-
-    other.delete_many = held
-    yield given
-    given.go_on.set()
+    there = await stored(await connect(storages=storages, default_storage="other"), 3)
+    held = HeldDelete(monkeypatch, binary.engine.storage("other"))
+    yield Hanging(binary, there, held)
+    held.go_on.set()
 
 
 async def test_a_group_waits_for_a_storage_that_hangs_only_once(
@@ -474,7 +468,7 @@ async def test_a_group_waits_for_a_storage_that_hangs_only_once(
     here = await stored(binary, 3)
     monkeypatch.setattr(sweeping_module, "_MOMENT", 0.01)
     tasks = deleting(binary, *there[:2])
-    await hanging.begun.wait()
+    await hanging.held.begun.wait()
 
     async def has_waited() -> bool:
         return not binary.deleting._removing[DELETE]._groups.is_sending
@@ -487,7 +481,7 @@ async def test_a_group_waits_for_a_storage_that_hangs_only_once(
         await asyncio.gather(*deleting(binary, *here[1:]))
     tasks.append(late)
     assert not any(task.done() for task in tasks)
-    hanging.go_on.set()
+    hanging.held.go_on.set()
     await asyncio.gather(*tasks)
     assert await blob_states(binary) == []
 
@@ -501,13 +495,13 @@ async def test_a_group_that_leaves_nothing_to_sweep_waits_for_no_sweep(
         await binary.pin(key)
     monkeypatch.setattr(sweeping_module, "_MOMENT", 60)
     (alone,) = deleting(binary, hanging.there[0])
-    await hanging.begun.wait()
+    await hanging.held.begun.wait()
     async with asyncio.timeout(20):
         ended = await asyncio.gather(*deleting(binary, *pinned), return_exceptions=True)
         assert told(ended) == [Pinned, Pinned]
         await asyncio.gather(*deleting(binary, *here))
     assert not alone.done()
-    hanging.go_on.set()
+    hanging.held.go_on.set()
     await alone
 
 

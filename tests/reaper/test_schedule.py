@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -17,12 +17,10 @@ from bdr.errors import CatalogUnavailable, InstanceClosed
 from bdr.reaper import ReapReport
 from bdr.reaper.reap import Stopping, reap
 from bdr.reaper.schedule import ReaperSchedule
-from bdr.storage import OpenDalStorage
-from bdr.storage.deleting import Outcomes
 from tests.fixtures.engines import SOON, Connect
 from tests.fixtures.postgres import PostgresServer
 from tests.guarantees import objects_in
-from tests.lifecycle.support import blob_states, make_due
+from tests.lifecycle.support import HeldDelete, blob_states, make_due
 from tests.reaper.support import HOUR, expired, keys_left
 from tests.storage.helpers import until
 
@@ -176,22 +174,6 @@ async def is_empty(binary: BinaryDataLifecycleManager) -> bool:
 
 async def says(caplog: pytest.LogCaptureFixture, what: str) -> bool:
     return what in caplog.text
-
-
-class HeldDelete:
-    """Makes the deletes of all storages wait."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun = asyncio.Event()
-        self.go_on = asyncio.Event()
-        delete_many = OpenDalStorage.delete_many
-
-        async def held(storage: OpenDalStorage, paths: Sequence[str], **options: Any) -> Outcomes:
-            self.begun.set()
-            await self.go_on.wait()
-            return await delete_many(storage, paths, **options)
-
-        monkeypatch.setattr(OpenDalStorage, "delete_many", held)
 
 
 async def test_a_pass_under_way_ends_after_its_batch(

@@ -48,6 +48,16 @@ def folder_of(descriptor: int) -> str:
     return Path(f"/proc/self/fd/{descriptor}").readlink().name
 
 
+def hanging_in(folder: str, go_on: threading.Event) -> Callable[[int], None]:
+    """A sync that does not come back from one folder before it may."""
+
+    def fsync(descriptor: int) -> None:
+        if folder_of(descriptor) == folder:
+            assert go_on.wait(20)
+
+    return fsync
+
+
 async def test_a_share_that_is_away_for_two_deletes_has_not_lost_their_objects(
     storage: OpenDalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,12 +94,7 @@ async def test_of_folders_that_are_not_synced_in_time_one_object_is_told_and_the
     storage: OpenDalStorage,
 ) -> None:
     go_on = threading.Event()
-
-    def fsync(descriptor: int) -> None:
-        if folder_of(descriptor) == "cd":
-            assert go_on.wait(20)
-
-    sync_by(storage, fsync, SOON)
+    sync_by(storage, hanging_in("cd", go_on), SOON)
     outcomes = await storage.delete_many(PATHS, concurrency=4, patience=MINUTE)
     go_on.set()
     assert sorted(path for path, error in outcomes.items() if error is None) == PATHS[:5]
@@ -105,12 +110,7 @@ async def test_of_a_folder_that_hangs_nothing_is_told_of_those_whose_turn_did_no
     paths = [f"{folder}/{number}" for folder in ("aa", "bb", "cc", "dd") for number in range(2)]
     await asyncio.gather(*(storage.store(path, b"data") for path in paths))
     go_on = threading.Event()
-
-    def fsync(descriptor: int) -> None:
-        if folder_of(descriptor) == "cc":
-            assert go_on.wait(20)
-
-    sync_by(storage, fsync, SOON)
+    sync_by(storage, hanging_in("cc", go_on), SOON)
     outcomes = await storage.delete_many(paths, concurrency=2, patience=MINUTE)
     go_on.set()
     (charged,) = (path for path, error in outcomes.items() if error is not None)
