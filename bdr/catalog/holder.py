@@ -215,8 +215,13 @@ _GONE = (
     .where(_BOUND.c.instance_id.is_not(None), _has_stopped(_BOUND.c.instance_id))
     .subquery("gone")
 )
-# Of each by itself: joined, all that is bound to any instance would be read.
-_OF_EACH = select(ReferenceHolder.file_key).where(ReferenceHolder.instance_id == _GONE.c.instance_id)
+# Of each by itself: joined, all that is bound to any instance would be read. And as a range, in order, which only the
+# index has: a few of the many that an equality promises are sought from the front of the table, however far that is.
+_OF_EACH = (
+    select(ReferenceHolder.file_key)
+    .where(ReferenceHolder.instance_id.between(_GONE.c.instance_id, _GONE.c.instance_id))
+    .order_by(ReferenceHolder.instance_id)
+)
 _OF_GONE = _OF_EACH.limit(bindparam("batch")).lateral("of_gone")
 CLAIM_OF_STOPPED = _claim(_GONE.join(_OF_GONE, true()), _OF_GONE)
 _LAPSED = (
