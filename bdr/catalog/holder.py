@@ -215,8 +215,9 @@ _GONE = (
     .where(_BOUND.c.instance_id.is_not(None), _has_stopped(_BOUND.c.instance_id))
     .subquery("gone")
 )
-# Of each by itself: joined, all that is bound to any instance would be read. And as a range, in order, which only the
-# index has: a few of the many that an equality promises are sought from the front of the table, however far that is.
+# Of each by itself: joined, all that is bound to any instance would be read. And as a range, in order: with `=` and a
+# LIMIT the planner expects to meet enough of them soon and reads the table from its front. The bounds of a range it
+# cannot know to be equal, and only the index gives their order without a sort.
 _OF_EACH = (
     select(ReferenceHolder.file_key)
     .where(ReferenceHolder.instance_id.between(_GONE.c.instance_id, _GONE.c.instance_id))

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from bdr.catalog.reference import Location
 
@@ -25,6 +25,13 @@ from bdr.catalog.reference import Location
 LONGEST: Final = 30.0
 # Blobs that were dropped last; who asked before those that are forgotten may not keep the answer.
 _REMEMBERED: Final = 10_000
+
+
+class Mark(NamedTuple):
+    """When the catalog was asked: after which drop, and at which monotonic time."""
+
+    drops: int
+    time: float
 
 
 class Locations:
@@ -56,16 +63,20 @@ class Locations:
         self._entries.move_to_end(key)
         return location
 
-    def mark(self) -> int | None:
+    def mark(self) -> Mark | None:
         """To be taken before the catalog is asked, for `put`; None when nothing is to be kept."""
-        return self._drops if time.monotonic() < self._trusted_until else None
+        now = time.monotonic()
+        return Mark(self._drops, now) if now < self._trusted_until else None
 
-    def put(self, key: str, location: Location, mark: int | None) -> None:
-        """Keep what the catalog said, unless its blob may have lost a reference since the mark."""
-        if mark is None or mark < self._floor or self._dropped.get(location.blob_id, 0) > mark:
+    def put(self, key: str, location: Location, mark: Mark | None) -> None:
+        """Keep what the catalog said, unless its blob may have lost a reference since the mark.
+
+        Its age counts from the mark: what was deleted while a slow answer came is believed no longer for it.
+        """
+        if mark is None or mark.drops < self._floor or self._dropped.get(location.blob_id, 0) > mark.drops:
             return
         self._forget(key)
-        self._entries[key] = location, time.monotonic() + LONGEST
+        self._entries[key] = location, mark.time + LONGEST
         self._keys.setdefault(location.blob_id, set()).add(key)
         while len(self._entries) > self._limit:
             self._forget(next(iter(self._entries)))

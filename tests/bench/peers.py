@@ -1,10 +1,11 @@
 """The same work with what people use instead: a file and its row, stored, read and deleted."""
 
 import asyncio
+import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -172,11 +173,22 @@ def _filedepot(engine: Engine, threads: ThreadPoolExecutor, folder: Path) -> InT
     return InThreads(engine, threads, "filedepot_document", UploadedFileField(upload_storage=name), lambda data: data)
 
 
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Libcloud leaves an empty file there for each that it ever stored."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 @asynccontextmanager
 async def peers_of(ground: Ground, catalog: Catalog) -> AsyncIterator[dict[str, Peer]]:
     """All of them on one database and one disk, with a connection for each caller."""
     address = catalog.url.partition("://")[2]
     async with AsyncExitStack() as stack:
+        stack.enter_context(temporary_files_in(ground.new_folder("temporary")))
         binary = await stack.enter_async_context(catalog.connect())
         own = create_async_engine(f"postgresql+asyncpg://{address}", pool_size=CALLERS)
         stack.push_async_callback(own.dispose)

@@ -395,6 +395,16 @@ def test_an_entry_is_believed_for_so_long_and_only_while_the_listener_is(clock: 
     assert made.get("b") is None
 
 
+def test_the_age_of_an_entry_counts_from_when_the_catalog_was_asked(clock: Callable[[float], None]) -> None:
+    made = believing()
+    mark = made.mark()
+    clock(locations.LONGEST - 1)
+    made.put("a", place(), mark)
+    assert made.get("a") is not None
+    clock(1)
+    assert made.get("a") is None
+
+
 def test_all_keys_of_a_blob_are_dropped_and_no_others(clock: Callable[[float], None]) -> None:
     made = believing()
     shared = uuid.uuid4()
