@@ -10,7 +10,7 @@ from tests.bench.ground import Curves
 
 # Their floors take a connection again as soon as they have put one back, which is fastest for all together. A few
 # callers do nearly all of the work then and the others wait for the whole round: how long a call takes says nothing.
-_UNFAIR: Final = {"register: floor", "hot: floor", "store: floor"}
+_UNFAIR: Final = {"register: floor", "hot: floor"}
 
 
 def draw(curves: Curves, title: str, path: Path) -> None:

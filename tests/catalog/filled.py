@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 
 # As many as leave little doubt and are quickly made. With CATALOG_REFERENCES=1000000 in the environment there are so
-# many; the guards hold then too, in three minutes.
+# many; the guards hold then too (docs/performance.md).
 REFERENCES: Final = int(os.environ.get("CATALOG_REFERENCES", "60000"))
 # References, at least, in the memory of each engine that has stopped.
 IN_ONE_MEMORY: Final = REFERENCES // 15_000
