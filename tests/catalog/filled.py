@@ -12,6 +12,8 @@ import asyncpg
 REFERENCES: Final = int(os.environ.get("CATALOG_REFERENCES", "60000"))
 # References, at least, in the memory of each engine that has stopped.
 IN_ONE_MEMORY: Final = REFERENCES // 15_000
+# Where the planner rightly finds other ways.
+LARGE: Final = REFERENCES >= 1_000_000
 OPERATIONS: Final = REFERENCES
 ENGINES: Final = 200
 # Three to share, and the memory of every tenth engine.

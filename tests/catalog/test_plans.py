@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final
 
 import asyncpg
@@ -87,9 +87,8 @@ BLOB_PATH: Final = "uq_blob_storage_name_object_path"
 UNSETTLED: Final = "ix_blob_storage_name_state_next_attempt_at"
 # In a large catalog the index that has the state as well is as cheap: it finds the one blob, or the few that are
 # quarantined in any storage.
-LARGE: Final = filled.REFERENCES >= 1_000_000
-PUBLISHED: Final = f"{BLOB_KEY}|{BLOB_STATE}" if LARGE else BLOB_KEY
-BY_STATE: Final = f"{UNSETTLED}|{BLOB_STATE}" if LARGE else UNSETTLED
+PUBLISHED: Final = f"{BLOB_KEY}|{BLOB_STATE}" if filled.LARGE else BLOB_KEY
+BY_STATE: Final = f"{UNSETTLED}|{BLOB_STATE}" if filled.LARGE else UNSETTLED
 OPERATION_KEY: Final = "pk_operation"
 OPERATION_START: Final = "ix_operation_started_at"
 OPERATION_RUNNING: Final = "ix_operation_running"
@@ -412,6 +411,7 @@ def statements() -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}[{key}]", one) for key, one in value.items())
 
 
+@cache
 def constants() -> dict[int | str, str]:
     """The name of each statement, by its identity; what is prepared for the driver by its SQL."""
     made: dict[int | str, str] = {one.sql: name for name, one in statements() if isinstance(one, Prepared)}

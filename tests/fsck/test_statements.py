@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bdr.catalog import inventory
-from tests.catalog.filled import REFERENCES
+from tests.catalog.filled import LARGE, REFERENCES
 from tests.catalog.plans import MODES, Plan, plan_of, sent_by
 from tests.fixtures.postgres import PostgresServer
 
@@ -17,7 +17,7 @@ BLOBS = REFERENCES
 BATCH = 100
 # In a large catalog a plan for any batch is one for many processes that read ahead. The server does not take it,
 # because it expects it to cost more than planning for each.
-PLANNED_EACH_TIME = {"of_counts"} if BLOBS >= 1_000_000 else set()
+PLANNED_EACH_TIME = {"of_counts"} if LARGE else set()
 _FILL = (
     """
     INSERT INTO bdr.storage (name, storage_type, root, fingerprint)
